@@ -1,0 +1,1 @@
+"""The methods: one folder each (config, plan, losses, stages), and the maths they share."""

@@ -1,0 +1,1 @@
+"""What will run: stages, compilation, content hashes. Pure: no I/O, no torch."""

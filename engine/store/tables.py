@@ -1,0 +1,388 @@
+"""What is remembered: the tables of the store, on SQLite and PostgreSQL alike.
+
+Repositories beside this module own the queries; `transitions` owns the states; relationships are not
+mapped, so that no page or command loads rows by accident.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, NewType
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    Uuid,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+RunId = NewType("RunId", UUID)
+StageId = NewType("StageId", UUID)
+WorkerId = NewType("WorkerId", UUID)
+
+Json = JSON().with_variant(JSONB(), "postgresql")
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+"""SQLite only numbers rows by itself for a column of plain INTEGER."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC in and out; SQLite stores it naive."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("times in the store are aware; this one has no time zone")
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: Json, list[Any]: Json, str: String(255)}
+
+
+class Spec(Base):
+    """One revision of a spec, as the user wrote it and as it was resolved."""
+
+    __tablename__ = "specs"
+    __table_args__ = (UniqueConstraint("name", "revision"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    revision: Mapped[int]
+    content_hash: Mapped[str] = mapped_column(String(64))
+    source: Mapped[str] = mapped_column(Text)
+    resolved: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class Run(Base):
+    """One submission of one spec revision, with its overrides and seed."""
+
+    __tablename__ = "runs"
+    __table_args__ = (UniqueConstraint("name", "number"), Index("ix_runs_submitted_at", "submitted_at"))
+
+    id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    handle: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    """The handle without its counter: `best-lang`."""
+    number: Mapped[int]
+    spec_id: Mapped[int] = mapped_column(ForeignKey("specs.id"))
+    status: Mapped[str] = mapped_column(String(16), index=True)
+    stop_requested: Mapped[bool] = mapped_column(default=False)
+    """Set by `rlx cancel`; supervisors see it at their next heartbeat."""
+    seed: Mapped[int] = mapped_column(BigInteger)
+    overrides: Mapped[list[Any]]
+    resolved: Mapped[dict[str, Any]]
+    """The resolved spec with overrides applied; secrets stay unresolved."""
+    priority: Mapped[int] = mapped_column(default=0)
+    tags: Mapped[list[Any]]
+    notes: Mapped[str] = mapped_column(Text, default="")
+    user: Mapped[str] = mapped_column(default="")
+    code: Mapped[dict[str, Any]]
+    """`{version, commit, dirty, diff_sha256}` of the code that submitted it."""
+    packages: Mapped[dict[str, Any]]
+    """Installed versions, `{name: version}`."""
+    hardware: Mapped[dict[str, Any]]
+    tiny: Mapped[bool] = mapped_column(default=False)
+    functions_hash: Mapped[str] = mapped_column(String(64), default="")
+    submitted_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Stage(Base):
+    """One node of a run's plan: the unit of queueing, caching and retry."""
+
+    __tablename__ = "stages"
+    __table_args__ = (UniqueConstraint("run_id", "name"), Index("ix_stages_status_queue", "status", "queue"))
+
+    id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    position: Mapped[int]
+    """Its place in the plan's order."""
+    name: Mapped[str]
+    kind: Mapped[str]
+    version: Mapped[int]
+    entry: Mapped[str]
+    """`package.module:function`."""
+    config: Mapped[dict[str, Any]]
+    extra: Mapped[dict[str, Any]]
+    resources: Mapped[dict[str, Any]]
+    queue: Mapped[str] = mapped_column(String(64), default="default")
+    priority: Mapped[int] = mapped_column(default=0)
+    status: Mapped[str] = mapped_column(String(16))
+    attempt: Mapped[int] = mapped_column(default=0)
+    """Number of the newest attempt: the fencing token. 0 before the first."""
+    max_attempts: Mapped[int] = mapped_column(default=3)
+    not_before: Mapped[datetime | None]
+    """Back-off: not to be claimed earlier."""
+    cache: Mapped[bool] = mapped_column(default=True)
+    """False under `--no-cache`."""
+    cache_key: Mapped[str | None] = mapped_column(String(64), index=True)
+    cached: Mapped[bool] = mapped_column(default=False)
+    """True where the artifact came from the cache and nothing ran."""
+    artifact_id: Mapped[int | None] = mapped_column(ForeignKey("artifacts.id"))
+    done: Mapped[float] = mapped_column(Float, default=0.0)
+    total: Mapped[float] = mapped_column(Float, default=0.0)
+    note: Mapped[str] = mapped_column(default="")
+    progress_at: Mapped[datetime | None]
+    cause: Mapped[str | None] = mapped_column(String(32))
+    error: Mapped[str | None] = mapped_column(Text)
+    ready_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class StageInput(Base):
+    """An edge of the plan: `stage` reads the artifact of `producer` under `name`."""
+
+    __tablename__ = "stage_inputs"
+
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    producer_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), index=True)
+
+
+class Attempt(Base):
+    """One try at a stage, by one worker."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (UniqueConstraint("stage_id", "number"),)
+
+    id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), index=True)
+    number: Mapped[int]
+    worker_id: Mapped[UUID | None] = mapped_column(ForeignKey("workers.id"))
+    status: Mapped[str] = mapped_column(String(16), index=True)
+    pid: Mapped[int | None]
+    pid_started: Mapped[float | None]
+    """The process's start time as the kernel tells it, so that a reused pid is not mistaken for it."""
+    cause: Mapped[str | None] = mapped_column(String(32))
+    error: Mapped[str | None] = mapped_column(Text)
+    detail: Mapped[dict[str, Any]]
+    """Autopsy: error type, traceback, suggested next step."""
+    log_path: Mapped[str | None] = mapped_column(Text)
+    log_tail: Mapped[str] = mapped_column(Text, default="")
+    lease_expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+
+class Lease(Base):
+    """The time-limited right of one attempt to one device (or one slot) of a worker."""
+
+    __tablename__ = "leases"
+    __table_args__ = (UniqueConstraint("worker_id", "device"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), index=True)
+    worker_id: Mapped[UUID] = mapped_column(ForeignKey("workers.id"))
+    device: Mapped[str] = mapped_column(String(64))
+    """`slot:0`, `gpu:3`."""
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class Worker(Base):
+    """A Celery worker process on a host, and what it lends."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    name: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int]
+    pid_started: Mapped[float | None]
+    queues: Mapped[list[Any]]
+    slots: Mapped[int]
+    gpus: Mapped[list[Any]]
+    status: Mapped[str] = mapped_column(String(16))
+    run_id: Mapped[UUID | None]
+    """Set on a worker that `rlx submit` started for one run alone."""
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class Series(Base):
+    """A metric's key, interned per stage, so that a point is three numbers and a time."""
+
+    __tablename__ = "series"
+    __table_args__ = (UniqueConstraint("stage_id", "key"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"))
+    key: Mapped[str]
+
+
+class Metric(Base):
+    """One point of a series; a repeated step (after a resume) replaces the earlier point."""
+
+    __tablename__ = "metrics"
+    __table_args__ = {"sqlite_with_rowid": False}
+
+    series_id: Mapped[int] = mapped_column(
+        BigId, ForeignKey("series.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    step: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=False)
+    value: Mapped[float | None] = mapped_column(Float(53))
+    """None stands for a value that was not finite."""
+    time: Mapped[float] = mapped_column(Float(53))
+    """Seconds since the epoch, UTC."""
+
+
+class Checkpoint(Base):
+    """A resumable training state inside a stage."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("stage_id", "step"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    step: Mapped[int] = mapped_column(BigInteger)
+    labels: Mapped[list[Any]]
+    uri: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+
+
+class Artifact(Base):
+    """A stage's output: an immutable, hashed directory. `id` is unique; equal content shares its `uri`."""
+
+    __tablename__ = "artifacts"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    uri: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    files: Mapped[int]
+    created_at: Mapped[datetime]
+
+
+class CacheEntry(Base):
+    """A stage's cache key and the artifact that answers it."""
+
+    __tablename__ = "cache_entries"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    artifact_id: Mapped[int] = mapped_column(ForeignKey("artifacts.id"), index=True)
+    stage_id: Mapped[UUID | None]
+    """The stage that computed it."""
+    created_at: Mapped[datetime]
+
+
+class Sample(Base):
+    """One generated text or trajectory with its scores."""
+
+    __tablename__ = "samples"
+    __table_args__ = (
+        Index("ix_samples_run_id_step", "run_id", "step"),
+        UniqueConstraint("stage_id", "attempt", "sequence"),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    sequence: Mapped[int]
+    """Counter of the attempt: delivered twice, it is still stored once."""
+    step: Mapped[int] = mapped_column(BigInteger)
+    kind: Mapped[str] = mapped_column(String(64))
+    split: Mapped[str] = mapped_column(String(64))
+    item: Mapped[int | None]
+    score: Mapped[float | None] = mapped_column(Float(53))
+    text: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]]
+
+
+class Evaluation(Base):
+    """One metric over one dataset split: mean, count, interval, and the per-item scores behind them."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (UniqueConstraint("stage_id", "metric", "split", "step"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"))
+    step: Mapped[int] = mapped_column(BigInteger)
+    metric: Mapped[str]
+    split: Mapped[str] = mapped_column(String(64))
+    mean: Mapped[float] = mapped_column(Float(53))
+    count: Mapped[int]
+    low: Mapped[float] = mapped_column(Float(53))
+    high: Mapped[float] = mapped_column(Float(53))
+    """95 % bootstrap interval of the mean."""
+    items: Mapped[list[Any]]
+    """`[[item, [score, …]], …]`."""
+    functions_hash: Mapped[str] = mapped_column(String(64))
+    cost: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class Event(Base):
+    """Something that happened to a run, a stage, an attempt or a worker, in one sentence."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    time: Mapped[datetime] = mapped_column(index=True)
+    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    stage_id: Mapped[UUID | None]
+    attempt: Mapped[int | None]
+    worker_id: Mapped[UUID | None]
+    kind: Mapped[str] = mapped_column(String(64))
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]]
+
+
+class Outbox(Base):
+    """What is still to be announced to the broker, written in the transaction that caused it."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"))
+    queue: Mapped[str] = mapped_column(String(64))
+    priority: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    published_at: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class Lock(Base):
+    """A named lock with an owner and an end: housekeeping takes `housekeeping`."""
+
+    __tablename__ = "locks"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str]
+    expires_at: Mapped[datetime]
