@@ -76,6 +76,10 @@ class Printed(io.TextIOBase):
             raise Flood
         return len(text)
 
+    def begin(self) -> None:
+        """A new request: calls are numbered from the start again."""
+        self._call = -1
+
     def take(self) -> str:
         """What was printed since the last time, as far as kept."""
         if not self.kept:
@@ -110,6 +114,7 @@ class Host:
         """[True, result, printed] or [False, report, printed]. The user's code cannot make it raise."""
         name, *arguments = request
         ok: bool
+        self.printed.begin()
         try:
             self._arm(self._load_s if name == "load" else self._call_s)
             try:
@@ -255,6 +260,8 @@ class Host:
         serial = self._progress[0]
         name = next((name for name, code in CODES.items() if code == serial % 8), "")
         line = _line(error, name)
+        if line is None and isinstance(error, BrokenContract):
+            line = _first_line(self._functions.get(name), name)
         match error:
             case Overrun():
                 kind, message = "overrun", "used up its CPU time"
@@ -304,6 +311,12 @@ def _line(error: BaseException, name: str) -> int | None:
             line = trace.tb_lineno
         trace = trace.tb_next
     return line
+
+
+def _first_line(function: Any, name: str) -> int | None:
+    """Where the function is defined, if that is its own source."""
+    code = getattr(function, "__code__", None)
+    return code.co_firstlineno if code is not None and code.co_filename == f"<{name}>" else None
 
 
 def main(arguments: Sequence[str]) -> None:

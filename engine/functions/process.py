@@ -175,7 +175,8 @@ class HostProcess:
         where = (found[1], int(found[2]), report) if found else (None, None, report)
         self.close()
         if not by_itself or self._process.returncode == host.LOST_CHANNEL:
-            return Died("closed the file descriptors of its process", serial, *where)
+            message = "closed the file descriptors of its process (one of the calls up to this one did)"
+            return Died(message, serial, *where)
         if self._process.returncode < 0:
             name = signal.Signals(-self._process.returncode).name
             hint = " (the kernel does this where memory runs out)" if name == "SIGKILL" else ""
