@@ -22,10 +22,7 @@ def test_a_chain_given_backwards_is_turned_round() -> None:
 
 @given(st.integers(1, 12), st.randoms(use_true_random=False))
 def test_every_input_precedes_its_reader(count: int, rng: random.Random) -> None:
-    stages = [
-        stage(f"s{i}", **{f"x{j}": f"s{j}" for j in range(i) if rng.random() < 0.4})
-        for i in range(count)
-    ]
+    stages = [stage(f"s{i}", **{f"x{j}": f"s{j}" for j in range(i) if rng.random() < 0.4}) for i in range(count)]
     rng.shuffle(stages)
 
     seen: set[str] = set()
