@@ -1,0 +1,1 @@
+"""How one stage runs: its context, its checkpoints, its seeds, its process."""

@@ -1,0 +1,195 @@
+"""One complete training state as a directory: written whole or not at all, and checked before it is believed.
+
+    step-40/
+      manifest.json        step, labels, components, and the size and SHA-256 of every other file
+      state.json           the state's shape and scalars
+      state.safetensors    its tensors and arrays
+      policy/              a Hugging Face directory per model, loadable by `from_pretrained`
+
+Which checkpoints to keep is for `shelf`, who may register one in SQL for the stage's context.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from engine.errors import DiskError, ResumeError
+from engine.runtime.context import Restored, SaveModel, State
+from engine.runtime.tree import flatten, unflatten
+
+VERSION = 1
+MANIFEST = "manifest.json"
+STATE, TENSORS = "state.json", "state.safetensors"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says about itself."""
+
+    step: int
+    labels: tuple[str, ...]
+    components: tuple[str, ...]
+    """Keys of the state and names of the models; all must be there to resume."""
+    files: Mapping[str, tuple[int, str]]
+    """Relative path: size in bytes, SHA-256."""
+    sha256: str
+    """Of the manifest file itself, and so of everything that it lists."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of everything listed."""
+        return sum(size for size, _ in self.files.values())
+
+
+class Components(dict[str, Any]):
+    """A restored state: asking it for a component that was not saved refuses to resume."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ResumeError(
+            f"the checkpoint has no component {key!r}, only {sorted(self)}: resuming would change results"
+        )
+
+
+def write(
+    directory: Path,
+    step: int,
+    state: State,
+    models: Mapping[str, SaveModel] | None = None,
+    labels: Sequence[str] = (),
+) -> Manifest:
+    """Write a checkpoint to `directory`, replacing an older one there in one rename.
+
+    Raises TypeError for a state that cannot be kept, DiskError where the disk refuses.
+    """
+    for name in models or {}:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be a model's folder in a checkpoint")
+    skeleton, tensors = flatten(dict(state))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    draft = directory.with_name(f".{directory.name}.{uuid4().hex[:8]}")
+    with _disk(directory):
+        try:
+            draft.mkdir()
+            save_file(tensors, draft / TENSORS)
+            (draft / STATE).write_text(json.dumps(skeleton, allow_nan=False), encoding="utf-8")
+            for name, save in (models or {}).items():
+                (draft / name).mkdir()
+                save(draft / name)
+            files = {path: _measure(draft / path) for path in _files(draft)}
+            text = json.dumps(
+                {
+                    "version": VERSION,
+                    "step": step,
+                    "labels": list(labels),
+                    "components": sorted(map(str, state)),
+                    "models": sorted(models or {}),
+                    "files": {path: {"bytes": size, "sha256": digest} for path, (size, digest) in files.items()},
+                },
+                indent=1,
+            )
+            (draft / MANIFEST).write_text(text, encoding="utf-8")
+            _sync_tree(draft)
+            _replace(draft, directory)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    return read_manifest(directory)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest alone, nothing verified. Raises ResumeError where it cannot be read."""
+    try:
+        raw = (directory / MANIFEST).read_bytes()
+        data = json.loads(raw)
+        if data["version"] != VERSION:
+            raise ResumeError(f"{directory} is a checkpoint of format {data['version']}, this rlx reads {VERSION}")
+        return Manifest(
+            step=data["step"],
+            labels=tuple(data["labels"]),
+            components=(*data["components"], *data["models"]),
+            files={path: (entry["bytes"], entry["sha256"]) for path, entry in data["files"].items()},
+            sha256=hashlib.sha256(raw).hexdigest(),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResumeError(f"{directory} has no readable {MANIFEST}: {error}") from error
+
+
+def read(directory: Path) -> Restored:
+    """The checkpoint at `directory`, every file verified. Raises ResumeError for a damaged or incomplete one."""
+    manifest = read_manifest(directory)
+    for path, (size, digest) in manifest.files.items():
+        file = directory / path
+        if not file.is_file():
+            raise ResumeError(f"the checkpoint {directory} lacks {path}: resuming from it would lie")
+        if _measure(file) != (size, digest):
+            raise ResumeError(f"the checkpoint {directory} is damaged: {path} is not what its manifest says")
+    if missing := [path for path in (STATE, TENSORS) if path not in manifest.files]:
+        raise ResumeError(f"the checkpoint {directory} lacks {missing[0]}: resuming from it would lie")
+    try:
+        skeleton = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        tensors = load_file(directory / TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ResumeError(f"the checkpoint {directory} cannot be read: {error}") from error
+    state = Components(unflatten(skeleton, tensors))
+    lost = [name for name in manifest.components if name not in state and not (directory / name).is_dir()]
+    if lost:
+        raise ResumeError(f"the checkpoint {directory} lacks its component {lost[0]!r}: resuming from it would lie")
+    return Restored(step=manifest.step, state=state, path=directory)
+
+
+def _files(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def _measure(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _replace(draft: Path, directory: Path) -> None:
+    """Rename into place; a folder that is in the way steps aside first."""
+    aside = None
+    if directory.exists():
+        aside = directory.with_name(f".{directory.name}.old-{uuid4().hex[:8]}")
+        directory.rename(aside)
+    draft.rename(directory)
+    _sync(directory.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DiskError(f"the checkpoint {directory} could not be written: {error}") from error

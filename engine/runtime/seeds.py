@@ -1,0 +1,72 @@
+"""Randomness: seeding everything, deriving seeds by name, and the state of every generator as plain data.
+
+A checkpoint holds `rng_state()` beside the state of whatever generators a stage made for itself; who draws
+which number is the stage's own business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.errors import ResumeError
+
+
+def derive(seed: int, *names: str | int) -> int:
+    """A seed of 63 bits for the purpose that `names` spell out; other names, another stream."""
+    text = "\x00".join((str(seed), *(f"{type(name).__name__}:{name}" for name in names)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python's, numpy's global and torch's generators, CUDA's included where it is in use."""
+    random.seed(seed)
+    np.random.seed(derive(seed, "numpy") % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global generator, as a tree that a checkpoint can hold."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": {"version": version, "words": np.array(words, dtype=np.uint32), "gauss": gauss},
+        "numpy": {
+            "name": name,
+            "keys": np.array(keys, dtype=np.uint32),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's own
+        state["cuda"] = list(torch.cuda.get_rng_state_all())
+    return state
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Put every global generator back. Raises ResumeError where one is missing or of another machine's shape."""
+    missing = sorted({"python", "numpy", "torch"} - set(state))
+    if missing:
+        raise ResumeError(
+            f"the checkpoint lacks the random state of {', '.join(missing)}: resuming would change results"
+        )
+    python, legacy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(int(word) for word in python["words"]), python["gauss"]))
+    np.random.set_state(
+        (legacy["name"], np.asarray(legacy["keys"]), legacy["position"], legacy["has_gauss"], legacy["cached"])
+    )
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        if len(state["cuda"]) != torch.cuda.device_count():
+            raise ResumeError(
+                f"the checkpoint was written with {len(state['cuda'])} GPUs, here are {torch.cuda.device_count()}: "
+                "resume it on as many as before"
+            )
+        torch.cuda.set_rng_state_all(state["cuda"])
