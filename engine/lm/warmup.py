@@ -1,0 +1,166 @@
+"""The stage `model`: turns the spec's model into something that later stages load.
+
+A scratch model gets a tokenizer trained on its warm-up text and a short training on it, and is written as
+a Hugging Face directory. Any other model is only resolved: `reference.json` says where it is, and its
+weights are not copied. `open_model` reads either form back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.errors import ModelError, SpecError
+from engine.lm import chat, scratch
+from engine.lm.encode import encode
+from engine.lm.learner import Learner, LearnerSettings, LossOutput
+from engine.lm.logprobs import token_logps
+from engine.lm.packing import Pack, pack
+from engine.lm.policy import Policy
+from engine.lm.reference import Source, parse
+from engine.lm.warmup_text import Conversation, Task, conversations
+from engine.runtime.context import StageContext, Stopped
+from engine.runtime.seeds import derive
+from engine.spec.model import Model, Warmup
+
+REFERENCE = "reference.json"
+_CHECKPOINT_EVERY = 100
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation as token ids: what is given, what follows, and which of the latter the model says itself."""
+
+    prompt: list[int]
+    rest: list[int]
+    own: list[bool]
+
+
+def prepare(ctx: StageContext) -> None:
+    """Make or resolve the model of the spec; see the module."""
+    model = Model.model_validate(ctx.config["model"])
+    reference = parse(model.name)
+    if reference.kind == "scratch":
+        if model.warmup is None:
+            raise SpecError(
+                f"model.name is {model.name}: a scratch model needs model.warmup, the text it first learns."
+            )
+        dataset = ctx.config["dataset"]
+        train_scratch(ctx, reference.name, model.warmup, tasks_of(dataset), system=dataset["system_prompt"])
+        return
+    path = ctx.extra.get("model_path", reference.name)
+    if reference.kind == "run" and "model_path" not in ctx.extra:
+        raise ModelError(f"{model.name}: the checkpoint was not resolved to a directory when the run was submitted.")
+    write_reference(ctx.output_dir, Source(str(path), reference.label, model.trust_remote_code))
+
+
+def write_reference(folder: Path, source: Source) -> None:
+    """Record where a model is instead of copying it."""
+    said = {"path": source.path, "revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    (folder / REFERENCE).write_text(json.dumps(said, indent=1), encoding="utf-8")
+
+
+def source_of(folder: Path) -> Source:
+    """What the stage `model` left in `folder`: the directory itself, or the reference in it."""
+    note = folder / REFERENCE
+    if not note.is_file():
+        return Source(str(folder))
+    return Source(**json.loads(note.read_text(encoding="utf-8")))
+
+
+def tasks_of(dataset: Any) -> list[Task]:
+    """The inline items of a dataset block, each with its whole user message."""
+    items = dataset["items"]
+    if not isinstance(items, Sequence):
+        raise SpecError("model.warmup needs dataset.items inline: it is made from their prompts.")
+    main = dataset.get("main_prompt", "")
+    return [Task(f"{main}\n{item['prompt']}" if main else item["prompt"], item.get("answer")) for item in items]
+
+
+def train_scratch(ctx: StageContext, preset: str, warmup: Warmup, tasks: Sequence[Task], *, system: str) -> Policy:
+    """Text, tokenizer, weights, training; writes the model into `ctx.output_dir`."""
+    scratch.preset(preset)
+    data_rng = np.random.default_rng(derive(ctx.seed, "warmup", "text"))
+    draft = scratch.train_tokenizer([], 0)  # knows the chat template, which is all that rendering needs
+    opening = {task.user: chat.opening_text(draft, system, task.user) for task in tasks}
+    read = conversations(
+        warmup,
+        tasks,
+        opening=opening,
+        bridge=lambda reply: chat.reply_text(draft, reply),
+        functions=ctx.functions if warmup.utterances is not None else None,
+        rng=data_rng,
+    )
+    for user in {conversation.user for conversation in read} - set(opening):
+        opening[user] = chat.opening_text(draft, system, user)
+    tokenizer = scratch.train_tokenizer(_texts(read, opening, draft), warmup.vocab_size)
+    examples = [_example(conversation, opening, tokenizer) for conversation in read]
+    policy = Policy(scratch.build(preset, tokenizer, seed=derive(ctx.seed, "warmup", "weights")), tokenizer)
+    _train(ctx, policy, warmup, examples)
+    policy.save(ctx.output_dir)
+    return policy
+
+
+def _train(ctx: StageContext, policy: Policy, warmup: Warmup, examples: Sequence[Example]) -> None:
+    policy.model.to(ctx.device)
+    policy.model.train()
+    settings = LearnerSettings(
+        lr=warmup.lr, betas=(0.9, 0.99), weight_decay=0.01, clip_norm=1.0, schedule="cosine", total_steps=warmup.steps
+    )
+    learner = Learner(policy.model, settings)
+    restored = ctx.restore()
+    if restored is not None:
+        learner.load_state(restored.state["learner"])
+    while learner.steps < warmup.steps:
+        step = learner.steps
+        order = np.random.default_rng(derive(ctx.seed, "warmup", "batch", step))
+        chosen = [examples[int(i)] for i in order.integers(len(examples), size=warmup.batch_size)]
+        packed = pack([e.prompt for e in chosen], [[e.rest] for e in chosen], want=("before",)).to(ctx.device)
+        own = torch.tensor([flag for e in chosen for flag in e.own], device=ctx.device)
+        metrics = learner.step(lambda batch: completion_loss(policy, *batch), [(packed, own)])
+        ctx.log(step + 1, {"train/loss": metrics["loss"], "train/grad_norm": metrics["grad_norm"]})
+        ctx.progress(learner.steps, warmup.steps, "warming up")
+        if ctx.should_stop or (learner.steps % _CHECKPOINT_EVERY == 0 and learner.steps < warmup.steps):
+            ctx.checkpoint(learner.steps, {"learner": learner.state()})
+        if ctx.should_stop:
+            raise Stopped
+    policy.model.eval()
+
+
+def completion_loss(policy: Policy, packed: Pack, own: torch.Tensor) -> LossOutput:
+    """Cross-entropy of the tokens that are the model's `own`, summed."""
+    hidden = encode(policy.model, packed)
+    wanted = own.nonzero().squeeze(-1)
+    logps = token_logps(policy.model, hidden[packed.before[wanted]], packed.targets[wanted])
+    return LossOutput(-logps.sum(), float(len(wanted)))
+
+
+def _example(conversation: Conversation, opening: dict[str, str], tokenizer: Any) -> Example:
+    rest: list[int] = []
+    own: list[bool] = []
+    for turn in conversation.turns:
+        said = [*chat.encode(tokenizer, turn.said), tokenizer.eos_token_id]
+        rest += said
+        own += [True] * len(said)
+        if turn.reply is not None:
+            bridge = chat.encode(tokenizer, chat.reply_text(tokenizer, turn.reply))[1:]  # its end of turn is said above
+            rest += bridge
+            own += [False] * len(bridge)
+    return Example(chat.encode(tokenizer, opening[conversation.user]), rest, own)
+
+
+def _texts(read: Sequence[Conversation], opening: dict[str, str], tokenizer: Any) -> list[str]:
+    """What the tokenizer learns from: every rendered opening, utterance and reply."""
+    texts = list(dict.fromkeys(opening.values()))
+    for conversation in read:
+        for turn in conversation.turns:
+            texts.append(turn.said)
+            if turn.reply is not None:
+                texts.append(chat.reply_text(tokenizer, turn.reply))
+    return texts
