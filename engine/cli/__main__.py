@@ -1,0 +1,5 @@
+"""`python -m engine.cli`: the command `rlx` where it is not on the path."""
+
+from engine.cli.app import main
+
+main()

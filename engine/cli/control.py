@@ -1,0 +1,58 @@
+"""`rlx cancel` and `rlx resume`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from engine.cli.arguments import Handle, Wait
+from engine.cli.output import answer, talk
+
+
+def register(root: typer.Typer) -> None:
+    """Add these commands to `rlx`."""
+    root.command("cancel")(cancel)
+    root.command("resume")(resume)
+
+
+def cancel(handles: Annotated[list[str], typer.Argument(help="Handles, unique prefixes, or @last.")]) -> None:
+    """Ask runs to stop at their next checkpoint.
+
+    Exits 5 for a run that is over already.
+    """
+    from engine.cli.places import required_store
+    from engine.cli.provenance import user
+    from engine.clock import utc_now
+    from engine.store import runs
+
+    with required_store().write() as session:
+        for run in [runs.find(session, handle) for handle in handles]:
+            runs.request_stop(session, run, now=utc_now(), by=user())
+            answer(run.handle)
+            talk(f"{run.handle} will stop at its next checkpoint; `rlx resume {run.handle}` goes on from there")
+
+
+def resume(
+    handle: Handle,
+    wait: Wait = None,
+) -> None:
+    """Go on with a failed or cancelled run from its checkpoints.
+
+    A run whose worker died is taken up too. On the embedded default it runs here, in the foreground.
+    """
+    from engine.cli.places import required_store
+    from engine.cli.submitting import carry_out
+    from engine.clock import utc_now
+    from engine.errors import Refused
+    from engine.store import runs
+
+    db = required_store()
+    with db.write() as session:
+        run = runs.find(session, handle)
+        taken = runs.resume(session, run, now=utc_now())
+        status = run.status
+    if not taken:
+        raise Refused(f"{run.handle} is {status}: there is nothing to resume. `rlx show {run.handle}` says more.")
+    answer(run.handle)
+    carry_out(db, [run], wait=wait)

@@ -1,0 +1,164 @@
+"""`rlx logs` and `rlx watch`: what a run's stages print, and how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.cli.arguments import Handle
+from engine.cli.output import answer, answer_json, printable, style, talk
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from engine.store.session import Database
+
+
+def register(root: typer.Typer) -> None:
+    """Add these commands to `rlx`."""
+    root.command("logs")(logs)
+    root.command("watch")(watch)
+
+
+def logs(
+    handle: Handle,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the run is over.")] = False,
+    stage: Annotated[str | None, typer.Option(help="Only of this stage.")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Only of this attempt; by default each stage's last.")
+    ] = None,
+    lines: Annotated[
+        int | None, typer.Option("--lines", "-n", min=0, help="Only so many lines from the end of each log.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object an attempt, with its whole log.")] = False,
+) -> None:
+    """Print the logs of a run's stages.
+
+    Where a log's file is on another host, its stored tail is printed.
+    """
+    import time
+
+    from engine.cli.places import required_store
+    from engine.errors import NotFound
+    from engine.store import runs
+
+    db = required_store()
+    with db.read() as session:
+        run = runs.find(session, handle)
+        run_id, name = run.id, run.handle
+    found = attempts(db, run_id, stage, attempt)
+    if not found and not follow:
+        raise NotFound(_nothing(name, stage, attempt))
+    if as_json:
+        answer_json([{**row, "text": _text(row, lines)} for row in found])
+        return
+    if not follow:
+        for row in found:
+            if len(found) > 1:
+                answer(style(f"== {row['stage']}, attempt {row['number']} ==", "bright_black"))
+            answer(printable(_text(row, lines)).rstrip("\n"))
+        return
+    for text in followed(
+        lambda: attempts(db, run_id, stage, attempt), lambda: _over(db, run_id), lambda: time.sleep(0.3), lines
+    ):
+        answer(text)
+
+
+def attempts(db: Database, run_id: UUID, stage: str | None, attempt: int | None) -> list[dict[str, Any]]:
+    """The attempts whose logs were asked for, in the plan's order: the last of each stage, or the one numbered so."""
+    from engine.store import stages
+
+    with db.read() as session:
+        names = {found.id: found.name for found in stages.for_run(session, run_id)}
+        rows = [
+            {
+                "stage": names[row.stage_id],
+                "number": row.number,
+                "status": row.status,
+                "log_path": row.log_path,
+                "log_tail": row.log_tail,
+            }
+            for row in stages.attempts_of_run(session, run_id)
+        ]
+    chosen: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["number"]):
+        if stage in (None, row["stage"]) and attempt in (None, row["number"]):
+            chosen[row["stage"]] = row
+    return [chosen[name] for name in names.values() if name in chosen]
+
+
+def _nothing(handle: str, stage: str | None, attempt: int | None) -> str:
+    what = f"stage {stage!r}" if stage is not None else "it"
+    which = f" attempt {attempt} at" if attempt is not None else ""
+    return f"{handle} has no log of{which} {what} yet; `rlx show {handle}` lists its stages and attempts"
+
+
+def _text(row: dict[str, Any], lines: int | None) -> str:
+    text = row["log_tail"] or ""
+    if row["log_path"]:
+        try:
+            text = Path(row["log_path"]).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            if not text:
+                text = f"(the log {row['log_path']} is not on this host)"
+    return text if lines is None else "\n".join(text.splitlines()[len(text.splitlines()) - lines :] if lines else [])
+
+
+def _over(db: Database, run_id: UUID) -> bool:
+    from engine.cli.following import snapshot
+
+    return snapshot(db, run_id).finished
+
+
+def followed(
+    read: Callable[[], list[dict[str, Any]]],
+    over: Callable[[], bool],
+    wait: Callable[[], None],
+    lines: int | None,
+) -> Iterator[str]:
+    """Whole lines as they are written, of every attempt as it appears, until the run is over and all is read."""
+    places: dict[tuple[str, int], int] = {}
+    while True:
+        last_look = over()  # asked before reading: what was written until then is still to be printed
+        for row in read():
+            key, file = (row["stage"], row["number"]), row["log_path"]
+            if not file or not Path(file).exists():
+                continue
+            first = key not in places
+            if first:
+                yield style(f"== {row['stage']}, attempt {row['number']} ==", "bright_black")
+            with Path(file).open("rb") as log:
+                log.seek(places.get(key, 0))
+                data = log.read()
+            whole = data if last_look else data[: data.rfind(b"\n") + 1]
+            places[key] = places.get(key, 0) + len(whole)
+            written = whole.decode("utf-8", errors="replace").splitlines()
+            for line in written[max(0, len(written) - lines) :] if first and lines is not None else written:
+                yield printable(line)
+        if last_look:
+            return
+        wait()
+
+
+def watch(handle: Handle = "@last") -> None:
+    """Follow a run with live progress until it is over.
+
+    Exits 1 if it failed. Ctrl-C only stops the looking.
+    """
+    from engine.cli.following import exit_code, foreground
+    from engine.cli.outcome import tell
+    from engine.cli.places import required_store
+    from engine.store import runs
+
+    db = required_store()
+    with db.read() as session:
+        run = runs.find(session, handle)
+        run_id, name, status = run.id, run.handle, run.status
+    if status == "queued":
+        talk(f"{name} waits for a worker")
+    followed_run = foreground(db, run_id, name, None)
+    tell(db, run_id, followed_run)
+    raise typer.Exit(exit_code(followed_run))

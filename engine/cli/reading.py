@@ -1,0 +1,171 @@
+"""`rlx ls` and `rlx show`: which runs there are, and what became of one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from engine.cli.arguments import AsJson, Handle
+from engine.cli.output import Column, ago, answer, answer_json, number, path, seconds, size, status, table, talk
+
+
+def register(root: typer.Typer) -> None:
+    """Add these commands to `rlx`."""
+    root.command("ls")(ls)
+    root.command("show")(show)
+
+
+def ls(
+    name: Annotated[str | None, typer.Argument(help="Only runs of this experiment.")] = None,
+    state: Annotated[str | None, typer.Option("--status", help="Only runs of this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, newest first."""
+    from engine.cli.places import existing_store
+    from engine.clock import utc_now
+    from engine.store import runs
+
+    db, now = existing_store(), utc_now()
+    rows: list[dict[str, Any]] = []
+    if db is not None:
+        with db.read() as session:
+            rows = [_summary(found) for found in runs.listing(session, name=_dashed(name), status=state, limit=limit)]
+    if as_json:
+        answer_json(rows)
+        return
+    if not rows:
+        talk("No runs here yet: `rlx submit SPEC` starts one." if name is None and state is None else "No such runs.")
+        return
+    table(
+        [
+            Column("RUN", lambda row: row["handle"], flexible=True),
+            Column("STATUS", lambda row: row["status"], coloured=True),
+            Column("DONE", lambda row: f"{row['progress']:.0%}", right=True),
+            Column("UNTRAINED", lambda row: row["score_first"], right=True),
+            Column("BEST", lambda row: row["score_best"], right=True),
+            Column("LAST", lambda row: row["score_last"], right=True),
+            Column("TOOK", lambda row: seconds(row["seconds"]), right=True),
+            Column("SUBMITTED", lambda row: ago(row["submitted_at"], now)),
+            Column("TAGS", lambda row: row["tags"] or None, flexible=True),
+        ],
+        rows,
+    )
+
+
+def _dashed(name: str | None) -> str | None:
+    """The handle's spelling of an experiment's name."""
+    return None if name is None else name.replace("_", "-")
+
+
+def _summary(found: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(found)
+
+
+def show(
+    handle: Handle,
+    as_json: AsJson = False,
+) -> None:
+    """Show one run: status, stages, scores, metrics, checkpoints.
+
+    If it failed: why, the end of its log, and what to do about it.
+    """
+    from engine.cli import rows
+    from engine.cli.outcome import failure_lines, score_lines
+    from engine.cli.places import required_store
+    from engine.clock import utc_now
+    from engine.store import metrics, runs
+
+    now = utc_now()
+    with required_store().read() as session:
+        run = runs.find(session, handle)
+        head = rows.run_row(run, now)
+        stages = rows.stage_rows(session, run, now)
+        evaluations = rows.evaluation_rows(session, run)
+        checkpoints = rows.checkpoint_rows(session, run)
+        last = {key: metrics.last(session, [run.id], key).get(run.id) for key in metrics.keys(session, run.id)}
+    failure = rows.failure(stages)
+    if as_json:
+        answer_json(
+            {
+                **head,
+                "failure": failure,
+                "stages": stages,
+                "scores": rows.summaries(evaluations),
+                "evaluations": evaluations,
+                "metrics": last,
+                "checkpoints": checkpoints,
+            }
+        )
+        return
+    words = [
+        status(head["status"]),
+        f"seed {head['seed']}",
+        f"took {seconds(head['seconds'])}",
+        f"submitted {ago(head['submitted_at'], now)}",
+    ]
+    words += ["tiny twin"] if head["tiny"] else []
+    answer(f"{head['handle']}  {'  '.join(words)}")
+    for label in ("overrides", "tags"):
+        if head[label]:
+            answer(f"{label}  {' '.join(map(str, head[label]))}")
+    if head["notes"]:
+        answer(f"notes  {head['notes']}")
+    if failure is not None:
+        answer()
+        for line in failure_lines(head["handle"], failure):
+            answer(line)
+    answer()
+    _stages(stages)
+    if evaluations:
+        answer()
+        for line in score_lines(rows.summaries(evaluations)):
+            answer(line)
+    _metrics(last)
+    _checkpoints(checkpoints)
+
+
+def _stages(stages: list[dict[str, Any]]) -> None:
+    table(
+        [
+            Column("STAGE", lambda row: row["name"]),
+            Column("STATUS", lambda row: row["status"], coloured=True),
+            Column(
+                "DONE",
+                lambda row: f"{number(row['done'])}/{number(row['total'])}" if row["total"] else None,
+                right=True,
+            ),
+            Column("ATTEMPTS", lambda row: len(row["attempts"]) or None, right=True),
+            Column("TOOK", lambda row: "cached" if row["cached"] else seconds(row["seconds"]), right=True),
+            Column("NOTE", lambda row: row["error"] or row["note"], flexible=True),
+        ],
+        stages,
+    )
+
+
+def _metrics(last: dict[str, Any]) -> None:
+    if not last:
+        return
+    answer()
+    table(
+        [Column("METRIC", lambda row: row["key"], flexible=True), Column("LAST", lambda row: row["value"], right=True)],
+        [{"key": key, "value": getattr(value, "value", value)} for key, value in sorted(last.items())],
+    )
+
+
+def _checkpoints(checkpoints: list[dict[str, Any]]) -> None:
+    if not checkpoints:
+        return
+    answer()
+    table(
+        [
+            Column("CHECKPOINT", lambda row: f"step-{row['step']}"),
+            Column("LABELS", lambda row: row["labels"] or None),
+            Column("SIZE", lambda row: size(row["bytes"]), right=True),
+            Column("WHERE", lambda row: path(row["uri"])),
+        ],
+        checkpoints,
+    )

@@ -1,0 +1,160 @@
+"""What the store says about a run, as rows: the `--json` of a command and its table are made from the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from engine.store.tables import Run
+
+Row = dict[str, Any]
+
+
+def duration_s(started: datetime | None, finished: datetime | None, now: datetime) -> float | None:
+    """Seconds from the start to the end, or to now where it goes on; None before it began."""
+    return None if started is None else ((finished or now) - started).total_seconds()
+
+
+def run_row(run: Run, now: datetime) -> Row:
+    """The run itself, without the trees that belong to `--json` of `compare`."""
+    return {
+        "handle": run.handle,
+        "status": run.status,
+        "seed": run.seed,
+        "overrides": run.overrides,
+        "tiny": run.tiny,
+        "priority": run.priority,
+        "tags": run.tags,
+        "notes": run.notes,
+        "user": run.user,
+        "submitted_at": run.submitted_at,
+        "started_at": run.started_at,
+        "finished_at": run.finished_at,
+        "seconds": duration_s(run.started_at, run.finished_at, now),
+        "code": run.code,
+        "hardware": run.hardware,
+        "functions_hash": run.functions_hash,
+    }
+
+
+def stage_rows(session: Session, run: Run, now: datetime) -> list[Row]:
+    """The run's stages in the plan's order, each with its attempts."""
+    from engine.store import stages
+
+    attempts: dict[Any, list[Row]] = {}
+    for attempt in stages.attempts_of_run(session, run.id):
+        attempts.setdefault(attempt.stage_id, []).append(
+            {
+                "number": attempt.number,
+                "status": attempt.status,
+                "cause": attempt.cause,
+                "error": attempt.error,
+                "detail": attempt.detail,
+                "log_path": attempt.log_path,
+                "log_tail": attempt.log_tail,
+                "started_at": attempt.started_at,
+                "finished_at": attempt.finished_at,
+            }
+        )
+    return [
+        {
+            "name": stage.name,
+            "kind": stage.kind,
+            "status": stage.status,
+            "cached": stage.cached,
+            "cache_key": stage.cache_key,
+            "done": stage.done,
+            "total": stage.total,
+            "note": stage.note,
+            "attempt": stage.attempt,
+            "cause": stage.cause,
+            "error": stage.error,
+            "resources": stage.resources,
+            "seconds": duration_s(stage.started_at, stage.finished_at, now),
+            "attempts": attempts.get(stage.id, []),
+        }
+        for stage in stages.for_run(session, run.id)
+    ]
+
+
+def evaluation_rows(session: Session, run: Run) -> list[Row]:
+    """The run's evaluations in the order in which they were made, without their per-item scores."""
+    from engine.store import evaluations, stages
+
+    names = {stage.id: stage.name for stage in stages.for_run(session, run.id)}
+    return [
+        {
+            "stage": names.get(row.stage_id, ""),
+            "step": row.step,
+            "metric": row.metric,
+            "split": row.split,
+            "mean": row.mean,
+            "low": row.low,
+            "high": row.high,
+            "count": row.count,
+            "cost": row.cost,
+            "functions_hash": row.functions_hash,
+        }
+        for row in evaluations.of_run(session, run.id)
+    ]
+
+
+def checkpoint_rows(session: Session, run: Run) -> list[Row]:
+    """The run's checkpoints, oldest first."""
+    from engine.store import checkpoints
+
+    return [
+        {
+            "step": row.step,
+            "labels": row.labels,
+            "uri": row.uri,
+            "bytes": row.bytes,
+            "sha256": row.sha256,
+            "created_at": row.created_at,
+        }
+        for row in checkpoints.of_run(session, run.id)
+    ]
+
+
+def summaries(rows: list[Row]) -> list[Row]:
+    """For each metric and split: the first, the best and the last evaluation."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["metric"], row["split"]), []).append(row)
+    leading = sorted(groups, key=lambda key: (key[0] != "score", key[0], key[1] != "train", key[1]))
+    return [
+        {
+            "metric": metric,
+            "split": split,
+            "first": _standing(found[0]),
+            "best": _standing(max(found, key=lambda row: row["mean"])),
+            "last": _standing(found[-1]),
+        }
+        for metric, split in leading
+        for found in (groups[metric, split],)
+    ]
+
+
+def _standing(row: Mapping[str, Any]) -> Row:
+    return {key: row[key] for key in ("stage", "step", "mean", "low", "high", "count")}
+
+
+def failure(stages: list[Row]) -> Row | None:
+    """The stage that brought the run down, with its last attempt; None where none did."""
+    failed = next((stage for stage in stages if stage["status"] == "failed"), None)
+    if failed is None:
+        return None
+    last = failed["attempts"][-1] if failed["attempts"] else {}
+    return {
+        "stage": failed["name"],
+        "attempt": failed["attempt"],
+        "cause": failed["cause"],
+        "error": failed["error"],
+        "log_tail": last.get("log_tail", ""),
+        "log_path": last.get("log_path"),
+        "detail": last.get("detail", {}),
+    }

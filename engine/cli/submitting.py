@@ -1,0 +1,111 @@
+"""`rlx submit`: from a spec to a queued run, and on the embedded default to its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine.cli.arguments import Overrides, SpecFile, Wait
+from engine.cli.output import answer, talk
+
+if TYPE_CHECKING:
+    from engine.cli.compiling import Compiled
+    from engine.store.session import Database
+    from engine.store.tables import Run
+
+
+def register(root: typer.Typer) -> None:
+    """Add `submit` to `rlx`."""
+    root.command("submit")(submit)
+
+
+def submit(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Run the tiny twin: a small random model, two steps a stage, CPU.")
+    ] = False,
+    wait: Wait = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every stage, whatever the cache holds.")] = False,
+    priority: Annotated[int | None, typer.Option(help="Higher goes first; by default the spec's.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag to find it by; may be repeated.")] = None,
+    note: Annotated[str, typer.Option(help="A note to remember it by.")] = "",
+) -> None:
+    """Check SPEC, queue its stages, and print the run's handle.
+
+    Without a worker elsewhere the run is carried out here, with live progress; Ctrl-C stops it at a checkpoint.
+    """
+    from engine.cli.compiling import compiled
+    from engine.cli.places import store
+    from engine.cli.preflight import check
+
+    variants = compiled(spec, overrides or [], tiny=tiny)
+    check([variant.loaded.experiment for variant in variants])
+    db = store()
+    runs = [queue(db, v, tiny=tiny, no_cache=no_cache, priority=priority, tags=tag, note=note) for v in variants]
+    for run in runs:
+        answer(run.handle)
+    carry_out(db, runs, wait=wait)
+
+
+def queue(
+    db: Database,
+    variant: Compiled,
+    *,
+    tiny: bool = False,
+    no_cache: bool = False,
+    priority: int | None = None,
+    tags: list[str] | None = None,
+    note: str = "",
+) -> Run:
+    """Store one variant as a run with its stages ready; the announcement is in the outbox."""
+    from engine.cli import provenance
+    from engine.clock import utc_now
+    from engine.functions.sources import Sources
+    from engine.store import runs
+
+    experiment, captured = variant.loaded.experiment, provenance.capture()
+    submission = runs.Submission(
+        source=variant.loaded.source,
+        resolved=variant.loaded.resolved,
+        overrides=list(variant.overrides),
+        seed=experiment.seed,
+        priority=experiment.priority if priority is None else priority,
+        tags=[*experiment.tags, *(tags or [])],
+        notes=note or experiment.notes,
+        user=provenance.user(),
+        code=captured.code,
+        packages=captured.packages,
+        hardware=captured.hardware,
+        tiny=tiny,
+        functions_hash=Sources.of(experiment.dataset).hash,
+        no_cache=no_cache,
+    )
+    with db.write() as session:
+        return runs.submit(session, variant.plan, submission, now=utc_now())
+
+
+def carry_out(db: Database, runs: list[Run], *, wait: bool | None) -> None:
+    """See to it that somebody runs these: announce them, start a worker if none is alive, follow if we should.
+
+    Raises typer.Exit with the exit code of what was waited for.
+    """
+    from engine.cli.following import exit_code, foreground
+    from engine.cli.outcome import tell
+    from engine.cli.places import the_settings
+    from workers import dispatch
+
+    settings = the_settings()
+    dispatch.publish(settings)
+    needs_worker = settings.embedded and not dispatch.find_alive(settings)
+    worst = 0
+    for run in runs:
+        worker = dispatch.start_worker(settings, run_id=run.id) if needs_worker else None
+        if wait is False or (wait is None and worker is None):
+            talk(f"{run.handle} is queued: `rlx watch {run.handle}` follows it")
+            continue
+        followed = foreground(db, run.id, run.handle, worker)
+        tell(db, run.id, followed)
+        worst = max(worst, exit_code(followed))
+    raise typer.Exit(worst)
