@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from engine.plan.hashing import sha256_of
 
@@ -26,9 +25,11 @@ class Sources:
     reply_fn: str | None = None
 
     @classmethod
-    def of(cls, dataset: Mapping[str, Any]) -> Sources:
-        """The sources in a resolved dataset block; other keys are ignored."""
-        return cls(**{name: dataset.get(name) for name in FUNCTIONS})
+    def of(cls, dataset: object) -> Sources:
+        """The sources in a dataset block, the spec's model or its resolved mapping; other fields are ignored."""
+        if isinstance(dataset, Mapping):
+            return cls(**{name: dataset.get(name) for name in FUNCTIONS})
+        return cls(**{name: getattr(dataset, name, None) for name in FUNCTIONS})
 
     @property
     def hash(self) -> str:

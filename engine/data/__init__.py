@@ -1,0 +1,1 @@
+"""Dataset readers, one module a format, and the items they give."""
