@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from engine.data import csv_file, hub, json_file, jsonl_file, parquet_file, yaml_file
 from engine.data.rows import Reader, Row
 from engine.errors import DataError
+from engine.spec.dataset import SUFFIXES
 
 READERS: Mapping[str, Reader] = {
     "yaml": yaml_file.read,
@@ -26,16 +26,6 @@ READERS: Mapping[str, Reader] = {
     "csv": csv_file.read,
     "parquet": parquet_file.read,
 }
-_SUFFIXES = {".yml": "yaml", ".ndjson": "jsonl", **{f".{name}": name for name in READERS}}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One dataset item: its prompt, its gold answer, and whatever else its row says."""
-
-    prompt: str
-    answer: Any
-    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_items(source: Mapping[str, Any], base: Path | None = None) -> list[dict[str, Any]]:
@@ -70,11 +60,11 @@ def _file_rows(source: Mapping[str, Any], base: Path) -> Iterator[Row]:
 
 def _format_of(path: Path) -> str:
     suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
-    if suffix not in _SUFFIXES:
+    if suffix not in SUFFIXES:
         raise DataError(
             f"{path}: no format goes with {suffix or 'no suffix'!r}; say `format:`, one of {', '.join(READERS)}"
         )
-    return _SUFFIXES[suffix]
+    return SUFFIXES[suffix]
 
 
 def _hub_rows(source: Mapping[str, Any]) -> Iterator[Row]:

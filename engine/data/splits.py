@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from engine.data.items import Item, read_items
+from engine.data.items import read_items
 from engine.data.rows import row
 from engine.errors import DataError
-
-TRAIN = "train"
-
-
-class Dumps(Protocol):
-    """A pydantic model, such as the spec's dataset block."""
-
-    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+from engine.spec.dataset import TRAIN, Dataset, Item
 
 
-def split_items(dataset: Mapping[str, Any] | Dumps, base: Path | None = None) -> dict[str, list[Item]]:
-    """Every split of a resolved dataset block, `train` first.
+def split_items(dataset: Mapping[str, Any] | Dataset, base: Path | None = None) -> dict[str, list[Item]]:
+    """Every split of a dataset block, `train` first; the block is the spec's model or its resolved mapping.
 
     Items stand inline or behind a source (see `items.read_items`), whose file is relative to `base`. Raises
     DataError for what cannot be read, and for a split without items.
     """
-    block = dataset if isinstance(dataset, Mapping) else dataset.model_dump(mode="json")
+    block = dataset.model_dump(mode="json") if isinstance(dataset, Dataset) else dataset
     sources = {TRAIN: block.get("items"), **(block.get("splits") or {})}
     found = {name: _items(source, name, base) for name, source in sources.items()}
     for name, items in found.items():
@@ -37,14 +30,11 @@ def split_items(dataset: Mapping[str, Any] | Dumps, base: Path | None = None) ->
 def _items(source: Any, split: str, base: Path | None) -> list[Item]:
     if isinstance(source, Mapping):
         return [Item(**values) for values in read_items(source, base)]
-    if not isinstance(source, Sequence) or isinstance(source, str):
-        raise DataError(f"the split {split!r} has no items")
-    return [_inline(value, f"{split}:{number}") for number, value in enumerate(source, 1)]
+    return [_inline(value, f"{split}:{number}") for number, value in enumerate(source or (), 1)]
 
 
 def _inline(value: Any, place: str) -> Item:
-    values = dict(row(place, value).values)
-    if not isinstance(values.get("prompt"), str) or "answer" not in values:
-        raise DataError(f"{place}: an item needs a `prompt`, which is text, and an `answer`")
-    prompt, answer, columns = values.pop("prompt"), values.pop("answer"), values.pop("columns", None) or {}
-    return Item(prompt, answer, {**values, **columns})
+    values = row(place, value).values
+    if not isinstance(values.get("prompt"), str):
+        raise DataError(f"{place}: an item needs a `prompt`, which is text")
+    return Item(**values)

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.data.items import Item, read_items
+from engine.data.items import read_items
 from engine.data.splits import split_items
 from engine.errors import DataError, ExitCode
+from engine.spec.dataset import Dataset, Item
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "Sum of 1 and 2?", "answer": "3", "level": "easy"},
@@ -207,14 +208,16 @@ def test_without_the_library_the_hub_says_what_to_install(monkeypatch: pytest.Mo
 
 def test_splits_have_items_inline_or_behind_a_file(tmp_path: Path) -> None:
     dataset = {
-        "items": [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": None, "columns": {"x": 1}, "y": 2}],
+        "items": [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": None, "columns": {"x": 1}}],
         "splits": {"heldout": write(tmp_path, "h.jsonl", as_jsonl(ROWS))},
     }
 
-    assert split_items(dataset, tmp_path) == {
-        "train": [Item("a", 1), Item("b", None, {"x": 1, "y": 2})],
+    expected = {
+        "train": [Item(prompt="a", answer=1), Item(prompt="b", columns={"x": 1})],
         "heldout": [Item(**row) for row in EXPECTED],
     }
+    assert split_items(dataset, tmp_path) == expected
+    assert split_items(Dataset.model_validate_json(json.dumps(dataset)), tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_splits_have_items_inline_or_behind_a_file(tmp_path: Path) -> None:
         ({"items": []}, "the split 'train' has no items"),
         ({}, "the split 'train' has no items"),
         ({"items": [{"prompt": "a", "answer": 1}], "splits": {"dev": []}}, "the split 'dev' has no items"),
-        ({"items": [{"prompt": "a"}]}, "train:1: an item needs"),
+        ({"items": [{"answer": "a"}]}, "train:1: an item needs a `prompt`"),
         ({"items": [{"prompt": "a", "answer": 1}, "b"]}, "train:2: expected a mapping"),
     ],
 )
