@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,7 +75,9 @@ class Pack:
         """The same pack with its tensors on a device."""
         if self.ids.device == torch.device(device):
             return self
-        moved = {name: value.to(device) for name, value in self.__dict__.items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **moved, full=_moved(self.full, device), final=_moved(self.final, device))
 
 

@@ -34,7 +34,7 @@ class LoraSettings:
     """Low-rank adapters: rank, scale, dropout, and which modules get one (None: the library's choice)."""
 
     r: int = 8
-    alpha: int = 32
+    alpha: float = 32
     dropout: float = 0.0
     target_modules: tuple[str, ...] | None = None
 
@@ -42,7 +42,7 @@ class LoraSettings:
         """The same in PEFT's words."""
         return LoraConfig(
             r=self.r,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT only divides it by r
             lora_dropout=self.dropout,
             target_modules=list(self.target_modules) if self.target_modules else None,
             modules_to_save=list(modules_to_save) or None,

@@ -21,7 +21,7 @@ from engine.lm import chat, scratch
 from engine.lm.encode import encode
 from engine.lm.learner import Learner, LearnerSettings, LossOutput
 from engine.lm.logprobs import token_logps
-from engine.lm.packing import Pack, pack
+from engine.lm.packing import pack
 from engine.lm.policy import Policy
 from engine.lm.reference import Source, parse
 from engine.lm.warmup_text import Conversation, Task, conversations
@@ -31,6 +31,7 @@ from engine.spec.model import Model, Warmup
 
 REFERENCE = "reference.json"
 _CHECKPOINT_EVERY = 100
+_VOCABULARY = 490
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Example:
 
 def prepare(ctx: StageContext) -> None:
     """Make or resolve the model of the spec; see the module."""
-    model = Model.model_validate(ctx.config["model"])
+    model = Model.model_validate_json(json.dumps(ctx.config["model"]))
     reference = parse(model.name)
     if reference.kind == "scratch":
         if model.warmup is None:
@@ -83,62 +84,71 @@ def tasks_of(dataset: Any) -> list[Task]:
     return [Task(f"{main}\n{item['prompt']}" if main else item["prompt"], item.get("answer")) for item in items]
 
 
-def train_scratch(ctx: StageContext, preset: str, warmup: Warmup, tasks: Sequence[Task], *, system: str) -> Policy:
-    """Text, tokenizer, weights, training; writes the model into `ctx.output_dir`."""
+def train_scratch(
+    ctx: StageContext, preset: str, warmup: Warmup | None, tasks: Sequence[Task], *, system: str
+) -> Policy:
+    """Text, tokenizer, weights, training; writes the model into `ctx.output_dir`.
+
+    Without a warm-up the tokenizer knows the prompts and the weights stay random.
+    """
     scratch.preset(preset)
-    data_rng = np.random.default_rng(derive(ctx.seed, "warmup", "text"))
     draft = scratch.train_tokenizer([], 0)  # knows the chat template, which is all that rendering needs
     opening = {task.user: chat.opening_text(draft, system, task.user) for task in tasks}
-    read = conversations(
-        warmup,
-        tasks,
-        opening=opening,
-        bridge=lambda reply: chat.reply_text(draft, reply),
-        functions=ctx.functions if warmup.utterances is not None else None,
-        rng=data_rng,
-    )
-    for user in {conversation.user for conversation in read} - set(opening):
-        opening[user] = chat.opening_text(draft, system, user)
-    tokenizer = scratch.train_tokenizer(_texts(read, opening, draft), warmup.vocab_size)
-    examples = [_example(conversation, opening, tokenizer) for conversation in read]
+    read: list[Conversation] = []
+    if warmup is not None:
+        read = conversations(
+            warmup,
+            tasks,
+            opening=opening,
+            bridge=lambda reply: chat.reply_text(draft, reply),
+            functions=ctx.functions if warmup.utterances is not None else None,
+            rng=np.random.default_rng(derive(ctx.seed, "warmup", "text")),
+        )
+        for user in {conversation.user for conversation in read} - set(opening):
+            opening[user] = chat.opening_text(draft, system, user)
+    tokenizer = scratch.train_tokenizer(_texts(read, opening, draft), warmup.vocab_size if warmup else _VOCABULARY)
     policy = Policy(scratch.build(preset, tokenizer, seed=derive(ctx.seed, "warmup", "weights")), tokenizer)
-    _train(ctx, policy, warmup, examples)
+    if warmup is not None:
+        _train(ctx, policy, warmup, [_example(conversation, opening, tokenizer) for conversation in read])
     policy.save(ctx.output_dir)
     return policy
 
 
 def _train(ctx: StageContext, policy: Policy, warmup: Warmup, examples: Sequence[Example]) -> None:
+    held = int(len(examples) * warmup.holdout)
+    kept, heldout = examples[held:], examples[:held]
     policy.model.to(ctx.device)
     policy.model.train()
     settings = LearnerSettings(
-        lr=warmup.lr, betas=(0.9, 0.99), weight_decay=0.01, clip_norm=1.0, schedule="cosine", total_steps=warmup.steps
+        lr=warmup.lr, betas=(0.9, 0.99), weight_decay=0.01, schedule="cosine", total_steps=warmup.steps
     )
     learner = Learner(policy.model, settings)
     restored = ctx.restore()
     if restored is not None:
         learner.load_state(restored.state["learner"])
     while learner.steps < warmup.steps:
-        step = learner.steps
-        order = np.random.default_rng(derive(ctx.seed, "warmup", "batch", step))
-        chosen = [examples[int(i)] for i in order.integers(len(examples), size=warmup.batch_size)]
-        packed = pack([e.prompt for e in chosen], [[e.rest] for e in chosen], want=("before",)).to(ctx.device)
-        own = torch.tensor([flag for e in chosen for flag in e.own], device=ctx.device)
-        metrics = learner.step(lambda batch: completion_loss(policy, *batch), [(packed, own)])
-        ctx.log(step + 1, {"train/loss": metrics["loss"], "train/grad_norm": metrics["grad_norm"]})
+        order = np.random.default_rng(derive(ctx.seed, "warmup", "batch", learner.steps))
+        chosen = [kept[int(i)] for i in order.integers(len(kept), size=warmup.batch_size)]
+        metrics = learner.step(lambda batch: completion_loss(policy, batch), [chosen])
+        ctx.log(learner.steps, {"train/loss": metrics["loss"], "train/grad_norm": metrics["grad_norm"]})
         ctx.progress(learner.steps, warmup.steps, "warming up")
         if ctx.should_stop or (learner.steps % _CHECKPOINT_EVERY == 0 and learner.steps < warmup.steps):
             ctx.checkpoint(learner.steps, {"learner": learner.state()})
         if ctx.should_stop:
             raise Stopped
     policy.model.eval()
+    if heldout:
+        with torch.no_grad():
+            out = completion_loss(policy, heldout)
+        ctx.log(warmup.steps, {"eval/loss": float(out.loss) / out.weight})
 
 
-def completion_loss(policy: Policy, packed: Pack, own: torch.Tensor) -> LossOutput:
-    """Cross-entropy of the tokens that are the model's `own`, summed."""
-    hidden = encode(policy.model, packed)
-    wanted = own.nonzero().squeeze(-1)
-    logps = token_logps(policy.model, hidden[packed.before[wanted]], packed.targets[wanted])
-    return LossOutput(-logps.sum(), float(len(wanted)))
+def completion_loss(policy: Policy, examples: Sequence[Example]) -> LossOutput:
+    """Cross-entropy of the tokens that are the model's own, summed."""
+    packed = pack([e.prompt for e in examples], [[e.rest] for e in examples], want=("before",)).to(policy.device)
+    own = torch.tensor([flag for e in examples for flag in e.own], device=policy.device)
+    logps = token_logps(policy.model, encode(policy.model, packed)[packed.before[own]], packed.targets[own])
+    return LossOutput(-logps.sum(), float(len(logps)))
 
 
 def _example(conversation: Conversation, opening: dict[str, str], tokenizer: Any) -> Example:
