@@ -1,1 +1,1 @@
-"""Returns, advantages, policy losses, divergences and critics' targets: tensors in, tensors out, shared by all methods."""
+"""Returns, advantages, policy losses, divergences, critics' targets: tensors in, tensors out; shared by all methods."""

@@ -38,12 +38,13 @@ def twin_advantage(q: Tensor, v: Tensor) -> Tensor:
 def track(target: nn.Module, online: nn.Module, *, tau: float) -> None:
     """Polyak's average, in place.     θ_target ← (1 − τ) θ_target + τ θ_online;  τ = 1 is a hard copy
 
-    Only tensors that differ by training need it, but every parameter and buffer is kept equal in the limit.
+    Only what `online` trains is touched: the rest has been equal from the start.
     """
-    for kept, new in zip(target.parameters(), online.parameters(), strict=True):
-        if tau == 1.0:
-            kept.copy_(new)
-        else:
-            kept.lerp_(new, tau)
-    for kept, new in zip(target.buffers(), online.buffers(), strict=True):
-        kept.copy_(new)
+    pairs = [
+        (kept, new) for kept, new in zip(target.parameters(), online.parameters(), strict=True) if new.requires_grad
+    ]
+    kept, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if tau == 1.0:
+        torch._foreach_copy_(kept, new)
+    else:
+        torch._foreach_lerp_(kept, new, tau)

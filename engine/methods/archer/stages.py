@@ -1,0 +1,85 @@
+"""ArCHer's two heavy stages: assemble the parts and run their course; evaluate the best of it on fresh episodes."""
+
+from __future__ import annotations
+
+from engine.lm.heads import load_head
+from engine.lm.policy import Policy
+from engine.methods.archer.config import Archer
+from engine.methods.archer.ranker import OUTPUTS, Ranker, spread_twins
+from engine.methods.archer.trainer import ArcherTrainer, valuer
+from engine.methods.dialogue.course import Course
+from engine.methods.dialogue.final import Contestant, evaluate_all
+from engine.methods.dialogue.improve import Reference, TokenLearner, TokenRule
+from engine.methods.dialogue.models import Loader, games, learner, speakers
+from engine.runtime.context import StageContext
+from engine.runtime.seeds import derive
+
+
+def train(ctx: StageContext) -> None:
+    """Train both levels; leaves `best/` and `latest/`, each with a `generator` and a `ranker` directory."""
+    config = Archer.model_validate(ctx.config["algorithm"])
+    trainer = assemble(ctx, config)
+    Course(ctx, trainer, iterations=config.iterations, checkpoint_every=config.checkpoint_every).run()
+
+
+def assemble(ctx: StageContext, config: Archer) -> ArcherTrainer:
+    """All parts of an ArCHer run in their first state."""
+    loader = Loader(ctx)
+    policy = loader.policy()
+    said = speakers(policy, games(ctx, policy, ctx.config["evaluation"].get("splits")))
+    return ArcherTrainer(
+        config,
+        seed=ctx.seed,
+        policy=policy,
+        speakers=said,
+        ranker=_ranker(loader, policy.tokenizer, config, ctx.seed),
+        generator=None if config.generator.mode == "frozen" else _generator(loader, policy, config),
+    )
+
+
+def _ranker(loader: Loader, tokenizer: object, config: Archer, seed: int) -> Ranker:
+    critic = loader.head(tokenizer, outputs=OUTPUTS[config.ranker.critic])
+    if config.ranker.critic == "qv":
+        spread_twins(critic, derive(seed, "critic"))
+    optimiser = learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip)
+    return Ranker(critic, optimiser, config.ranker, gamma=config.discount)
+
+
+def _generator(loader: Loader, policy: Policy, config: Archer) -> TokenLearner:
+    update = config.generator
+    value = None
+    if update.algorithm == "ppo" and update.value_net:
+        net = loader.head(policy.tokenizer)
+        value = (net, learner(net, lr=update.value_lr, grad_clip=update.grad_clip))
+    return TokenLearner(
+        policy,
+        learner(policy.model, lr=update.lr, grad_clip=update.grad_clip),
+        update=update,
+        rule=TokenRule(update.algorithm, gamma=config.discount, lam=update.lam, clip=update.clip),
+        reference=Reference(policy, fresh_adapters=loader.fresh_adapters) if update.kl > 0 else None,
+        value=value,
+    )
+
+
+def evaluate(ctx: StageContext) -> None:
+    """Play the best checkpoint and the untrained model on fresh episodes, ranked and with the generator alone."""
+    config = Archer.model_validate(ctx.config["algorithm"])
+    loader = Loader(ctx)
+    untrained = loader.policy()
+    best = ctx.inputs["train"] / "best"
+    policy = loader.saved_policy(best / "generator")
+    critic = load_head(best / "ranker", policy.tokenizer, device=ctx.device, dtype=loader.dtype)
+    ranker = Ranker(
+        critic,
+        learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip),
+        config.ranker,
+        gamma=config.discount,
+    )
+    evaluate_all(
+        ctx,
+        [
+            Contestant("untrained/score", 0, untrained, 1, None),
+            Contestant("score", config.iterations, policy, config.ranker.candidates, valuer(ranker)),
+            Contestant("score/generator", config.iterations, policy, 1, None),
+        ],
+    )

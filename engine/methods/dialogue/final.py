@@ -1,0 +1,64 @@
+"""The last stage: the best checkpoint and the untrained model, played on episodes that training never saw the luck of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.lm.policy import Policy
+from engine.methods.dialogue.evaluation import evaluate as play
+from engine.methods.dialogue.models import Loader, games, speakers
+from engine.methods.dialogue.play import Costs, Valuer
+from engine.runtime.context import StageContext
+from engine.runtime.seeds import derive
+
+MORE = 2
+"""Times as many runs of each item as during training."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A policy with its ranker, if it has one, under the name of a metric."""
+
+    metric: str
+    step: int
+    policy: Policy
+    candidates: int
+    valuer: Valuer | None
+
+
+def evaluate_all(ctx: StageContext, contestants: Sequence[Contestant]) -> None:
+    """Evaluate each on every split, under the same luck; also writes `scores.json` as the stage's artifact."""
+    runs = MORE * int(ctx.config["evaluation"]["runs_per_item"])
+    table: dict[str, dict[str, float]] = {}
+    for number, contestant in enumerate(contestants):
+        for split, speaker in speakers(contestant.policy, games(ctx, contestant.policy)).items():
+            played = play(
+                speaker,
+                split,
+                runs=runs,
+                candidates=contestant.candidates,
+                valuer=contestant.valuer,
+                seed=derive(ctx.seed, "final", split),
+            )
+            metric = f"final/{contestant.metric}"
+            ctx.evaluation(played.evaluation(contestant.step, metric, ctx.functions.hash, Costs()))
+            ctx.sample(*played.samples(contestant.step, kind=metric, per_item=8))
+            table.setdefault(contestant.metric, {})[split] = played.mean
+        ctx.progress(number + 1, len(contestants), contestant.metric)
+    (ctx.output_dir / "scores.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+
+
+def evaluate(ctx: StageContext) -> None:
+    """The stage for methods without a ranker."""
+    iterations = int(ctx.config["algorithm"]["iterations"])
+    loader = Loader(ctx)
+    trained = loader.saved_policy(ctx.inputs["train"] / "best" / "generator")
+    evaluate_all(
+        ctx,
+        [
+            Contestant("untrained/score", 0, loader.policy(), 1, None),
+            Contestant("score", iterations, trained, 1, None),
+        ],
+    )

@@ -1,0 +1,98 @@
+"""What a stage loads: the models that an earlier stage left, in the precision and on the device it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.data.splits import split_items
+from engine.errors import SpecError
+from engine.lm.heads import ScalarHead, new_head
+from engine.lm.hf import HFSampler
+from engine.lm.learner import Learner, LearnerSettings
+from engine.lm.policy import LoraSettings, Policy, load_policy
+from engine.lm.reference import Source
+from engine.lm.warmup import source_of
+from engine.methods.dialogue.environment import Game, Item
+from engine.methods.dialogue.play import Speaker
+from engine.runtime.context import StageContext
+
+
+class Loader:
+    """Loads policies and critics of one run, all on the trunk that its model names."""
+
+    def __init__(self, ctx: StageContext) -> None:
+        self._device = ctx.device
+        self.source: Source = source_of(ctx.inputs["model"])
+        lora = ctx.config["model"].get("lora")
+        self.lora = None if lora is None else _lora(lora)
+
+    def policy(self, source: Source | None = None) -> Policy:
+        """The policy, trainable."""
+        return load_policy(source or self.source, device=self._device, dtype=self.dtype, lora=self.lora)
+
+    def saved_policy(self, folder: Path) -> Policy:
+        """A policy that training left in `folder`."""
+        return load_policy(Source(str(folder)), device=self._device, dtype=self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Half precision is for adapters on a GPU; whatever is trained in full stays in float32."""
+        half = self._device.startswith("cuda") and self.lora is not None
+        return torch.bfloat16 if half else torch.float32
+
+    def head(self, tokenizer: Any, *, outputs: int = 1) -> ScalarHead:
+        """A new critic or value network on a copy of the same trunk."""
+        return new_head(self.source, tokenizer, outputs=outputs, device=self._device, dtype=self.dtype, lora=self.lora)
+
+    @property
+    def fresh_adapters(self) -> bool:
+        """Whether switching adapters off gives back the model that training started from."""
+        return self.lora is not None and not self.source.is_adapter()
+
+
+def learner(module: torch.nn.Module, *, lr: float, grad_clip: float | None) -> Learner:
+    """Adam on everything trainable in `module`."""
+    return Learner(module, LearnerSettings(lr=lr, clip_norm=grad_clip))
+
+
+def games(ctx: StageContext, policy: Policy, names: Sequence[str] | None = None) -> dict[str, Game]:
+    """A game for each of the dataset's splits (or the named ones), `train` first."""
+    dataset, episodes = ctx.config["dataset"], ctx.config["algorithm"]["episodes"]
+    splits = split_items(dataset)
+    if names is not None and (unknown := [name for name in names if name not in splits]):
+        raise SpecError(f"evaluation.splits: the dataset has no split {unknown[0]!r}, only {', '.join(splits)}")
+    main = dataset["main_prompt"]
+    eos = policy.tokenizer.eos_token_id
+    return {
+        name: Game(
+            [Item(f"{main}\n{item.prompt}" if main else item.prompt, item.answer) for item in items],
+            chat=policy,
+            functions=ctx.functions,
+            system=dataset["system_prompt"],
+            eos=() if eos is None else (eos,),
+            max_tokens=episodes["max_tokens"],
+            max_turns=episodes["max_turns"],
+        )
+        for name, items in splits.items()
+        if names is None or name in names or name == "train"
+    }
+
+
+def speakers(policy: Policy, games_by_split: Mapping[str, Game]) -> dict[str, Speaker]:
+    """The policy as a speaker in each game, with one sampler for all."""
+    sampler = HFSampler(policy)
+    return {name: Speaker(sampler, game) for name, game in games_by_split.items()}
+
+
+def _lora(data: Mapping[str, Any]) -> LoraSettings:
+    modules = data.get("target_modules")
+    return LoraSettings(
+        r=data["r"],
+        alpha=data["alpha"],
+        dropout=data["dropout"],
+        target_modules=tuple(modules) if modules else None,
+    )
