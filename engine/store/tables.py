@@ -7,7 +7,7 @@ mapped, so that no page or command loads rows by accident.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, NewType
+from typing import Any, ClassVar, NewType
 from uuid import UUID
 
 from sqlalchemy import (
@@ -64,7 +64,12 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: Json, list[Any]: Json, str: String(255)}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime,
+        dict[str, Any]: Json,
+        list[Any]: Json,
+        str: String(255),
+    }
 
 
 class Spec(Base):
@@ -140,9 +145,13 @@ class Stage(Base):
     status: Mapped[str] = mapped_column(String(16))
     attempt: Mapped[int] = mapped_column(default=0)
     """Number of the newest attempt: the fencing token. 0 before the first."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Attempts that failed or were lost since the stage was submitted or resumed; a preempted one does not count."""
     max_attempts: Mapped[int] = mapped_column(default=3)
     not_before: Mapped[datetime | None]
     """Back-off: not to be claimed earlier."""
+    announce_after: Mapped[datetime | None]
+    """While it is ready: when to announce it once more, in case the broker lost the message."""
     cache: Mapped[bool] = mapped_column(default=True)
     """False under `--no-cache`."""
     cache_key: Mapped[str | None] = mapped_column(String(64), index=True)
@@ -196,7 +205,7 @@ class Attempt(Base):
 
 
 class Lease(Base):
-    """The time-limited right of one attempt to one device (or one slot) of a worker."""
+    """The right of one attempt to one device (or one slot) of a worker; it ends when the attempt's own lease does."""
 
     __tablename__ = "leases"
     __table_args__ = (UniqueConstraint("worker_id", "device"),)
@@ -206,7 +215,6 @@ class Lease(Base):
     worker_id: Mapped[UUID] = mapped_column(ForeignKey("workers.id"))
     device: Mapped[str] = mapped_column(String(64))
     """`slot:0`, `gpu:3`."""
-    expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class Worker(Base):
@@ -245,7 +253,7 @@ class Metric(Base):
     """One point of a series; a repeated step (after a resume) replaces the earlier point."""
 
     __tablename__ = "metrics"
-    __table_args__ = {"sqlite_with_rowid": False}
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
     series_id: Mapped[int] = mapped_column(
         BigId, ForeignKey("series.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
@@ -369,13 +377,17 @@ class Outbox(Base):
     """What is still to be announced to the broker, written in the transaction that caused it."""
 
     __tablename__ = "outbox"
+    # Never an id again: a slow publisher must not strike off a row that took the place of its own.
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
-    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"))
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), index=True)
     queue: Mapped[str] = mapped_column(String(64))
     priority: Mapped[int] = mapped_column(default=0)
-    created_at: Mapped[datetime]
-    published_at: Mapped[datetime | None] = mapped_column(index=True)
+    due_at: Mapped[datetime] = mapped_column(index=True)
+    """Not to be announced earlier: a retry waits for its back-off here."""
+    taken_until: Mapped[datetime | None]
+    """A publisher is sending it; past this time another may. Once sent, the row is deleted."""
 
 
 class Lock(Base):

@@ -1,0 +1,215 @@
+"""Artifacts as files: immutable directories named by the hash of what is in them.
+
+A local directory by default, any fsspec URL otherwise. An artifact appears whole or not at all: by one
+rename locally, and elsewhere by a manifest that is written last. Rows about artifacts are `artifacts`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from uuid import uuid4
+
+from engine.errors import DiskError, NotFound, Refused
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """A directory in the store: its content hash, where it is, and how much it holds."""
+
+    sha256: str
+    uri: str
+    kind: str
+    bytes: int
+    files: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a directory: `(path, sha256, size)` each, sorted by path, and the hash over all of them."""
+
+    files: tuple[tuple[str, str, int], ...]
+    sha256: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, _, size in self.files)
+
+
+def hash_dir(path: Path) -> Listing:
+    """Hash every file below `path`; equal trees have equal hashes whatever their times, modes and order.
+
+    Empty folders do not count. Raises Refused for a link or a device: an artifact is files and nothing else.
+    """
+    files = []
+    for file in sorted(_files(path), key=lambda file: file.relative_to(path).as_posix()):
+        files.append((file.relative_to(path).as_posix(), _hash_file(file), file.stat().st_size))
+    text = json.dumps(files, ensure_ascii=True, separators=(",", ":"))
+    return Listing(tuple(files), hashlib.sha256(text.encode()).hexdigest())
+
+
+def _files(path: Path) -> Iterator[Path]:
+    for entry in os.scandir(path):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise Refused(f"{entry.path} is a link or a special file: an artifact holds plain files only")
+        if entry.is_dir():
+            yield from _files(Path(entry.path))
+        else:
+            yield Path(entry.path)
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class ArtifactStore:
+    """The artifacts under one URL. `cache` is where remote ones are fetched to."""
+
+    def __init__(self, url: str, cache: Path | None = None) -> None:
+        parts = urlsplit(url)
+        self.url = url.rstrip("/")
+        self._local: Path | None = None
+        if parts.scheme in ("", "file"):
+            self._local = Path(unquote(parts.path) if parts.scheme else url).absolute()
+        elif cache is None:
+            raise ValueError(f"artifacts at {url} are remote: a local folder to fetch them to is needed")
+        self._cache = cache
+
+    def put(self, path: Path, kind: str) -> StoredArtifact:
+        """Move the directory `path` into the store; it is gone from its old place afterwards.
+
+        Content that is already there is not stored twice. Raises DiskError where the store refuses the write.
+        """
+        with _disk(f"artifacts at {self.url}"):
+            listing = hash_dir(path)
+            uri = self._put_local(path, listing) if self._local is not None else self._put_remote(path, listing)
+        return StoredArtifact(listing.sha256, uri, kind, listing.bytes, len(listing.files))
+
+    def fetch(self, uri: str, sha256: str) -> Path:
+        """A local, read-only directory with the artifact at `uri`. Raises NotFound where it is gone."""
+        if urlsplit(uri).scheme in ("", "file"):
+            path = Path(uri)
+            if not path.is_dir():
+                raise NotFound(
+                    f"the artifact {sha256[:12]} is gone from {uri}: resubmit with --no-cache to make it anew"
+                )
+            return path
+        with _disk(f"fetching {uri}"):
+            return self._fetch_remote(uri, sha256)
+
+    def contains(self, uri: str) -> bool:
+        """Whether the artifact at `uri` is there, whole."""
+        if urlsplit(uri).scheme in ("", "file"):
+            return Path(uri).is_dir()
+        filesystem, place = _filesystem(uri)
+        return bool(filesystem.exists(_manifest(place)))
+
+    def _put_local(self, path: Path, listing: Listing) -> str:
+        assert self._local is not None
+        target = self._local / listing.sha256[:2] / listing.sha256
+        if target.is_dir():
+            shutil.rmtree(path)
+            return str(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = path
+        if os.stat(path).st_dev != os.stat(target.parent).st_dev:
+            source = self._local / f"incoming-{uuid4().hex}"
+            shutil.copytree(path, source)
+        for name, _, _ in listing.files:
+            _seal(source / name)
+        try:
+            source.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(source)  # another stored the same content meanwhile
+        _sync_folder(target.parent)
+        if source is not path:
+            shutil.rmtree(path)
+        return str(target)
+
+    def _put_remote(self, path: Path, listing: Listing) -> str:
+        uri = f"{self.url}/{listing.sha256[:2]}/{listing.sha256}"
+        filesystem, place = _filesystem(uri)
+        if not filesystem.exists(_manifest(place)):
+            for name, _, _ in listing.files:
+                filesystem.makedirs(f"{place}/{name}".rpartition("/")[0], exist_ok=True)
+                filesystem.put_file(str(path / name), f"{place}/{name}")
+            filesystem.pipe_file(_manifest(place), json.dumps(listing.files).encode())
+        shutil.rmtree(path)
+        return uri
+
+    def _fetch_remote(self, uri: str, sha256: str) -> Path:
+        assert self._cache is not None, "only a store without a cache folder is purely local"
+        target = self._cache / sha256[:2] / sha256
+        if target.is_dir():
+            return target
+        filesystem, place = _filesystem(uri)
+        if not filesystem.exists(_manifest(place)):
+            raise NotFound(f"the artifact {sha256[:12]} is gone from {uri}: resubmit with --no-cache to make it anew")
+        incoming = self._cache / f"incoming-{uuid4().hex}"
+        incoming.mkdir(parents=True)
+        try:
+            for name, _, _ in json.loads(filesystem.cat_file(_manifest(place))):
+                (incoming / name).parent.mkdir(parents=True, exist_ok=True)
+                filesystem.get_file(f"{place}/{name}", str(incoming / name))
+            if (found := hash_dir(incoming).sha256) != sha256:
+                raise DiskError(f"{uri} was damaged on the way or at rest: its hash is {found}, not {sha256}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                incoming.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+        return target
+
+
+def _manifest(place: str) -> str:
+    return f"{place}.manifest.json"
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    import fsspec
+
+    filesystem, place = fsspec.core.url_to_fs(uri)
+    return filesystem, place
+
+
+def _seal(path: Path) -> None:
+    """Onto the disk, and read-only from now on."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{what}: {error.strerror or error}") from error

@@ -1,0 +1,61 @@
+"""Rows of artifacts and of the stage cache. The files themselves are `artifact_store`'s."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from engine.store.artifact_store import StoredArtifact
+from engine.store.tables import Artifact, CacheEntry, RunId, Stage
+from engine.store.upsert import insert
+
+
+def record(session: Session, artifact: StoredArtifact, *, now: datetime) -> int:
+    """The id of the artifact's row; equal content has one row, with the place it was first stored at."""
+    session.execute(
+        insert(session, Artifact)
+        .values(
+            sha256=artifact.sha256,
+            uri=artifact.uri,
+            kind=artifact.kind,
+            bytes=artifact.bytes,
+            files=artifact.files,
+            created_at=now,
+        )
+        .on_conflict_do_nothing(index_elements=[Artifact.sha256])
+    )
+    return session.scalars(select(Artifact.id).where(Artifact.sha256 == artifact.sha256)).one()
+
+
+def of_run(session: Session, run_id: RunId) -> dict[str, Artifact]:
+    """Stage name -> its artifact, in plan order."""
+    rows = session.execute(
+        select(Stage.name, Artifact)
+        .join(Artifact, Artifact.id == Stage.artifact_id)
+        .where(Stage.run_id == run_id)
+        .order_by(Stage.position)
+    )
+    return {row.name: row.Artifact for row in rows}
+
+
+def remember(session: Session, key: str, artifact_id: int, stage_id: UUID, *, replace: bool, now: datetime) -> None:
+    """Let `key` be answered by the artifact. What answered it before stays, unless `replace`."""
+    statement = insert(session, CacheEntry).values(key=key, artifact_id=artifact_id, stage_id=stage_id, created_at=now)
+    if replace:
+        statement = statement.on_conflict_do_update(
+            index_elements=[CacheEntry.key],
+            set_={"artifact_id": artifact_id, "stage_id": stage_id, "created_at": now},
+        )
+    else:
+        statement = statement.on_conflict_do_nothing(index_elements=[CacheEntry.key])
+    session.execute(statement)
+
+
+def cached(session: Session, key: str) -> Artifact | None:
+    """The artifact that answers `key`, if there is one."""
+    return session.scalars(
+        select(Artifact).join(CacheEntry, CacheEntry.artifact_id == Artifact.id).where(CacheEntry.key == key)
+    ).one_or_none()

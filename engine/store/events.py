@@ -1,0 +1,47 @@
+"""What happened, in order: one sentence an event, for `rlx show` and for the autopsy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from engine.store.tables import Event, RunId
+from engine.store.values import storable_json, storable_text
+
+
+def add(
+    session: Session,
+    kind: str,
+    message: str,
+    *,
+    now: datetime,
+    run_id: UUID | None = None,
+    stage_id: UUID | None = None,
+    attempt: int | None = None,
+    worker_id: UUID | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Record an event in the caller's transaction. `kind` is a short name such as `stage.lost`."""
+    session.execute(
+        insert(Event).values(
+            time=now,
+            run_id=run_id,
+            stage_id=stage_id,
+            attempt=attempt,
+            worker_id=worker_id,
+            kind=kind,
+            message=storable_text(message),
+            data=storable_json(data or {}),
+        )
+    )
+
+
+def of_run(session: Session, run_id: RunId, *, limit: int = 1000) -> list[Event]:
+    """The newest `limit` events of a run, oldest first."""
+    newest = session.scalars(select(Event).where(Event.run_id == run_id).order_by(Event.id.desc()).limit(limit))
+    return list(newest)[::-1]

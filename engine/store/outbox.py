@@ -1,0 +1,107 @@
+"""What is to be announced to the broker: written with its cause, sent afterwards, at least once.
+
+A message only says that a stage is ready; sent twice, or lost by the broker, it does no harm, for a claim
+is a compare-and-swap and `announce_again` repeats what nobody has claimed. How to send is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy import insert as insert_into
+from sqlalchemy.orm import Session
+
+from engine.store.session import Database
+from engine.store.tables import Outbox, Stage, StageId
+from engine.store.transitions import StageStatus
+
+AGAIN_AFTER = timedelta(seconds=60)
+_TAKEN_FOR = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class OutboxMessage:
+    """One announcement: that `stage_id` is ready, for workers of `queue`."""
+
+    id: int
+    stage_id: StageId
+    queue: str
+    priority: int
+
+
+def announce(session: Session, stage_id: UUID, *, queue: str, priority: int, due_at: datetime) -> None:
+    """Put a stage that becomes ready into the outbox, in the transaction that makes it so."""
+    session.execute(insert_into(Outbox).values(stage_id=stage_id, queue=queue, priority=priority, due_at=due_at))
+
+
+def publish(db: Database, send: Callable[[OutboxMessage], None], *, now: datetime, limit: int = 200) -> int:
+    """Send what is due, highest priority first; the number of messages sent.
+
+    Several may publish at once: each takes rows that no other has. `send` runs with no transaction open.
+    What it raises rises, after the messages that were sent are struck off and the rest is handed back.
+    """
+    due = (Outbox.due_at <= now) & or_(Outbox.taken_until.is_(None), Outbox.taken_until <= now)
+    with db.read() as session:
+        if session.scalar(select(Outbox.id).where(due).limit(1)) is None:
+            return 0
+    with db.write() as session:
+        chosen = (
+            select(Outbox.id)
+            .where(due)
+            .order_by(Outbox.priority.desc(), Outbox.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        rows = session.execute(
+            update(Outbox)
+            .where(Outbox.id.in_(chosen.scalar_subquery()))
+            .values(taken_until=now + _TAKEN_FOR)
+            .returning(Outbox.id, Outbox.stage_id, Outbox.queue, Outbox.priority)
+            .execution_options(synchronize_session=False)
+        ).all()
+    messages = sorted(
+        (OutboxMessage(row.id, StageId(row.stage_id), row.queue, row.priority) for row in rows),
+        key=lambda message: (-message.priority, message.id),
+    )
+    sent: list[int] = []
+    try:
+        for message in messages:
+            send(message)
+            sent.append(message.id)
+    finally:
+        _settle(db, sent, [message.id for message in messages[len(sent) :]])
+    return len(sent)
+
+
+def _settle(db: Database, sent: Collection[int], unsent: Collection[int]) -> None:
+    if not sent and not unsent:
+        return
+    with db.write() as session:
+        if sent:
+            session.execute(delete(Outbox).where(Outbox.id.in_(sent)))
+        if unsent:
+            session.execute(update(Outbox).where(Outbox.id.in_(unsent)).values(taken_until=None))
+
+
+def announce_again(session: Session, now: datetime, *, limit: int = 1000) -> int:
+    """Announce once more what has been ready for a while and still is; the number of stages.
+
+    The pause doubles each time, so that a long queue of stages that merely wait for a free worker does not
+    fill the broker.
+    """
+    rows = session.execute(
+        select(Stage.id, Stage.queue, Stage.priority, Stage.ready_at)
+        .where(Stage.status == StageStatus.READY, Stage.announce_after <= now)
+        .where(Stage.id.not_in(select(Outbox.stage_id)))
+        .order_by(Stage.announce_after)
+        .limit(limit)
+    ).all()
+    for stage_id, queue, priority, ready_at in rows:
+        pause = max(AGAIN_AFTER, now - (ready_at or now))
+        session.execute(update(Stage).where(Stage.id == stage_id).values(announce_after=now + pause))
+        announce(session, stage_id, queue=queue, priority=priority, due_at=now)
+    return len(rows)

@@ -1,0 +1,276 @@
+"""How an attempt ends: what its worker reports, what is done about a failure, and what happens when it falls silent.
+
+Every ending is one transaction: attempt, stage, leases, the stages that waited for it, the run, and the
+outbox. A report that comes after the stage went to a newer attempt is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal, Protocol, Self
+from uuid import UUID
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from engine.errors import Cause, StaleAttempt
+from engine.store import artifacts, events, outbox
+from engine.store.artifact_store import StoredArtifact
+from engine.store.readiness import LockedRun, advance, lock_run
+from engine.store.tables import Attempt, Lease, RunId, Stage, StageId
+from engine.store.transitions import AttemptStatus, StageStatus, move
+from engine.store.values import storable_json, storable_text
+
+BACK_OFF_S: Mapping[Cause, float] = {
+    Cause.OOM: 30.0,
+    Cause.HANG: 10.0,
+    Cause.SERVICE_DOWN: 10.0,
+    Cause.DISK: 30.0,
+    Cause.LOST: 0.0,
+    Cause.PREEMPTED: 0.0,
+    Cause.INTERNAL: 5.0,
+}
+"""Seconds before the first retry; each further one waits twice as long. A cause that is not here is never retried:
+what is wrong with a spec, its data, its functions or its imports is wrong the next time too."""
+
+_LONGEST_BACK_OFF_S = 600.0
+
+
+class Claim(Protocol):
+    """What `stages.Claimed` says of the attempt whose end is reported."""
+
+    @property
+    def stage_id(self) -> StageId: ...
+    @property
+    def run_id(self) -> RunId: ...
+    @property
+    def attempt_id(self) -> UUID: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended, as data, so that a child process can hand it to its supervisor."""
+
+    kind: Literal["succeeded", "failed", "stopped"]
+    artifact: StoredArtifact | None = None
+    cause: Cause | None = None
+    error: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    log_tail: str = ""
+
+    @classmethod
+    def succeeded(cls, artifact: StoredArtifact, *, log_tail: str = "") -> Self:
+        """The stage's output is in the artifact store."""
+        return cls("succeeded", artifact=artifact, log_tail=log_tail)
+
+    @classmethod
+    def failed(cls, cause: Cause, error: str, *, detail: Mapping[str, Any] | None = None, log_tail: str = "") -> Self:
+        """The attempt failed; its cause decides whether there is another."""
+        return cls("failed", cause=Cause(cause), error=error, detail=detail or {}, log_tail=log_tail)
+
+    @classmethod
+    def stopped(cls, *, log_tail: str = "") -> Self:
+        """The stage left when it was asked to, from its checkpoint: cancelled, or its worker has to go."""
+        return cls("stopped", log_tail=log_tail)
+
+    def as_data(self) -> dict[str, Any]:
+        """JSON data for `from_data`."""
+        return storable_json(asdict(self))  # type: ignore[no-any-return]  # a mapping stays a mapping
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        artifact, cause = data.get("artifact"), data.get("cause")
+        return cls(
+            kind=data["kind"],
+            artifact=None if artifact is None else StoredArtifact(**artifact),
+            cause=None if cause is None else Cause(cause),
+            error=data.get("error", ""),
+            detail=data.get("detail", {}),
+            log_tail=data.get("log_tail", ""),
+        )
+
+
+@dataclass(frozen=True)
+class Expired:
+    """An attempt whose lease ran out, and what its stage became."""
+
+    stage_id: StageId
+    run_id: RunId
+    number: int
+    status: StageStatus
+
+
+def finish(session: Session, claimed: Claim, outcome: Outcome, *, now: datetime) -> StageStatus:
+    """Record how the attempt ended; returns what its stage became. Raises StaleAttempt where it ended before."""
+    run = lock_run(session, claimed.run_id)
+    status, cause = _ATTEMPT_ENDS[outcome.kind], outcome.cause
+    if outcome.kind == "stopped" and not run.stop_requested:
+        cause = Cause.PREEMPTED
+    ended = move(
+        session,
+        Attempt,
+        claimed.attempt_id,
+        status,
+        expect=[AttemptStatus.RUNNING],
+        finished_at=now,
+        lease_expires_at=None,
+        cause=None if cause is None else str(cause),
+        error=storable_text(outcome.error) or None,
+        detail=storable_json(outcome.detail),
+        log_tail=storable_text(outcome.log_tail),
+    )
+    if not ended:
+        raise StaleAttempt(f"attempt {claimed.number} at {claimed.name} ended before: its report is not recorded")
+    session.execute(delete(Lease).where(Lease.attempt_id == claimed.attempt_id))
+    if outcome.kind == "succeeded":
+        assert outcome.artifact is not None, "a stage that succeeded has an artifact"
+        became = _succeed(session, claimed, outcome.artifact, now)
+    else:
+        stage = session.get_one(Stage, claimed.stage_id, populate_existing=True)
+        became = _give_up_or_retry(session, run, stage, cause, outcome.error, now)
+    _tell(session, claimed, became, outcome.error, now)
+    advance(session, run, now=now)
+    return became
+
+
+_ATTEMPT_ENDS = {
+    "succeeded": AttemptStatus.SUCCEEDED,
+    "failed": AttemptStatus.FAILED,
+    "stopped": AttemptStatus.CANCELLED,
+}
+
+
+def expire(session: Session, now: datetime, *, run_id: RunId | None = None) -> list[Expired]:
+    """End every attempt whose lease ran out (of one run, or of all) as lost; their stages are ready again or fail."""
+    overdue = select(Stage.run_id, Attempt.id).join(Stage, Stage.id == Attempt.stage_id)
+    overdue = overdue.where(Attempt.status == AttemptStatus.RUNNING, Attempt.lease_expires_at <= now)
+    if run_id is not None:
+        overdue = overdue.where(Stage.run_id == run_id)
+    # Runs in one order: two that expire at once must not wait for each other's locks.
+    lost = []
+    for run, attempt in session.execute(overdue.order_by(Stage.run_id, Attempt.id)).all():
+        if (expired := lose(session, run, attempt, now=now, overdue=True)) is not None:
+            lost.append(expired)
+    return lost
+
+
+def lose(session: Session, run_id: UUID, attempt_id: UUID, *, now: datetime, overdue: bool = False) -> Expired | None:
+    """End one attempt as lost. None where it is over already, or (`overdue`) its lease was renewed meanwhile."""
+    run = lock_run(session, run_id)
+    ended = move(
+        session,
+        Attempt,
+        attempt_id,
+        AttemptStatus.LOST,
+        expect=[AttemptStatus.RUNNING],
+        where=[Attempt.lease_expires_at <= now] if overdue else [],
+        finished_at=now,
+        lease_expires_at=None,
+        cause=str(Cause.LOST),
+        error="its worker fell silent",
+    )
+    if not ended:
+        return None
+    session.execute(delete(Lease).where(Lease.attempt_id == attempt_id))
+    attempt = session.get_one(Attempt, attempt_id, populate_existing=True)
+    stage = session.get_one(Stage, attempt.stage_id, populate_existing=True)
+    error = f"the worker of attempt {attempt.number} fell silent: killed, or cut off from the store"
+    became = _give_up_or_retry(session, run, stage, Cause.LOST, error, now)
+    events.add(
+        session,
+        "stage.lost",
+        f"{stage.name}: {error}; the stage is {became}",
+        now=now,
+        run_id=run_id,
+        stage_id=stage.id,
+        attempt=attempt.number,
+        worker_id=attempt.worker_id,
+    )
+    advance(session, run, now=now)
+    return Expired(StageId(stage.id), RunId(run.id), attempt.number, became)
+
+
+def _succeed(session: Session, claimed: Claim, artifact: StoredArtifact, now: datetime) -> StageStatus:
+    artifact_id = artifacts.record(session, artifact, now=now)
+    done = move(
+        session,
+        Stage,
+        claimed.stage_id,
+        StageStatus.SUCCEEDED,
+        expect=[StageStatus.RUNNING],
+        where=[Stage.attempt == claimed.number],
+        artifact_id=artifact_id,
+        finished_at=now,
+        cause=None,
+        error=None,
+    )
+    if not done:
+        raise StaleAttempt(f"attempt {claimed.number} at {claimed.name} is not the current one")
+    key, cache = session.execute(select(Stage.cache_key, Stage.cache).where(Stage.id == claimed.stage_id)).one()
+    if key is not None:
+        artifacts.remember(session, key, artifact_id, claimed.stage_id, replace=not cache, now=now)
+    return StageStatus.SUCCEEDED
+
+
+def _give_up_or_retry(
+    session: Session, run: LockedRun, stage: Stage, cause: Cause | None, error: str, now: datetime
+) -> StageStatus:
+    """Take a running stage whose attempt did not succeed to where it goes next."""
+    error = storable_text(error)
+    counts = cause is not None and cause is not Cause.PREEMPTED
+    values: dict[str, Any] = {"failures": stage.failures + 1} if counts else {}
+    to = _next_status(run, stage, cause)
+    if to is StageStatus.READY:
+        delay = 0.0 if cause is None else min(BACK_OFF_S[cause] * 2**stage.failures, _LONGEST_BACK_OFF_S)
+        due = now + timedelta(seconds=delay)
+        values |= {"not_before": due, "ready_at": now, "announce_after": due + outbox.AGAIN_AFTER}
+        outbox.announce(session, stage.id, queue=stage.queue, priority=stage.priority, due_at=due)
+    else:
+        values["finished_at"] = now
+    if counts:
+        values |= {"cause": str(cause), "error": error or None}
+    moved = move(
+        session,
+        Stage,
+        stage.id,
+        to,
+        expect=[StageStatus.RUNNING],
+        where=[Stage.attempt == stage.attempt],
+        **values,
+    )
+    assert moved, "a stage with a running attempt is running, and its run is locked"
+    return to
+
+
+def _next_status(run: LockedRun, stage: Stage, cause: Cause | None) -> StageStatus:
+    if run.stop_requested:
+        return StageStatus.CANCELLED
+    if cause is Cause.PREEMPTED:
+        return StageStatus.READY
+    if cause in BACK_OFF_S and stage.failures + 1 < stage.max_attempts:
+        return StageStatus.READY
+    return StageStatus.FAILED
+
+
+def _tell(session: Session, claimed: Claim, became: StageStatus, error: str, now: datetime) -> None:
+    messages = {
+        StageStatus.SUCCEEDED: f"{claimed.name} succeeded",
+        StageStatus.FAILED: f"{claimed.name} failed: {error}",
+        StageStatus.CANCELLED: f"{claimed.name} was cancelled",
+        StageStatus.READY: f"{claimed.name} goes back to the queue{': ' + error if error else ''}",
+    }
+    events.add(
+        session,
+        f"stage.{'requeued' if became is StageStatus.READY else became}",
+        messages[became],
+        now=now,
+        run_id=claimed.run_id,
+        stage_id=claimed.stage_id,
+        attempt=claimed.number,
+    )

@@ -1,0 +1,65 @@
+"""What a worker with room asks the store: which stages are ready, in which order, and who should stop.
+
+Only reads. A stage listed here may be gone by the time it is claimed; `stages.claim` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from engine.plan.stage import Resources
+from engine.store.tables import Run, Stage, StageId
+from engine.store.transitions import ENDED, StageStatus
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A stage that may be claimed now, and what it needs."""
+
+    stage_id: StageId
+    run_id: UUID
+    resources: Resources
+
+
+def ready(
+    session: Session, *, queues: Sequence[str], now: datetime, run_id: UUID | None = None, limit: int = 50
+) -> list[Waiting]:
+    """Stages that wait in `queues` for a worker (of one run, or of all): by priority, then by how long they wait."""
+    wanted = (
+        select(Stage.id, Stage.run_id, Stage.resources)
+        .where(Stage.status == StageStatus.READY, Stage.queue.in_(list(queues)))
+        .where(or_(Stage.not_before.is_(None), Stage.not_before <= now))
+        .order_by(Stage.priority.desc(), Stage.ready_at, Stage.id)
+        .limit(limit)
+    )
+    if run_id is not None:
+        wanted = wanted.where(Stage.run_id == run_id)
+    return [Waiting(StageId(id_), run, Resources(**resources)) for id_, run, resources in session.execute(wanted)]
+
+
+def waiting(session: Session, stage_id: StageId, *, now: datetime) -> Waiting | None:
+    """The stage if it may be claimed now, else None: announced twice, cancelled, backing off."""
+    row = session.execute(
+        select(Stage.id, Stage.run_id, Stage.resources)
+        .where(Stage.id == stage_id, Stage.status == StageStatus.READY)
+        .where(or_(Stage.not_before.is_(None), Stage.not_before <= now))
+    ).one_or_none()
+    return None if row is None else Waiting(StageId(row.id), row.run_id, Resources(**row.resources))
+
+
+def stop_requested(session: Session, run_id: UUID) -> bool:
+    """Whether somebody asked the run to stop."""
+    return bool(session.scalar(select(Run.stop_requested).where(Run.id == run_id)))
+
+
+def over(session: Session, run_ids: Collection[UUID]) -> bool:
+    """Whether every one of these runs has ended."""
+    ended = [str(status) for status in ENDED[Run]]
+    alive = select(Run.id).where(Run.id.in_(list(run_ids)), Run.status.not_in(ended)).limit(1)
+    return session.scalar(alive) is None

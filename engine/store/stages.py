@@ -1,0 +1,294 @@
+"""Stages while they are tried: claimed by one worker, kept by its heartbeat, fenced by the attempt's number.
+
+How an attempt ends is `outcomes`' (its verbs are handed on here); what follows from it is `readiness`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy import insert as insert_into
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from engine.errors import Refused, StaleAttempt
+from engine.plan.stage import Resources
+from engine.store import artifacts, events
+from engine.store.outcomes import BACK_OFF_S, Expired, Outcome, expire, finish, lose
+from engine.store.readiness import advance, input_artifacts, lock_run, take_from_cache
+from engine.store.tables import Attempt, Checkpoint, Lease, Run, RunId, Stage, StageId, WorkerId
+from engine.store.transitions import AttemptStatus, RunStatus, StageStatus, changed, move
+from engine.store.values import storable_text
+
+__all__ = [
+    "BACK_OFF_S",
+    "Claimed",
+    "Expired",
+    "Outcome",
+    "Resume",
+    "Signal",
+    "attempts",
+    "claim",
+    "expire",
+    "fenced",
+    "finish",
+    "for_run",
+    "heartbeat",
+    "lose",
+    "progress",
+    "start",
+]
+
+
+class Signal(Enum):
+    """What a heartbeat brings back."""
+
+    KEEP = "keep"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The newest checkpoint that an earlier attempt recorded."""
+
+    step: int
+    uri: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """One attempt at a stage, and all that is needed to run it."""
+
+    stage_id: StageId
+    run_id: RunId
+    attempt_id: UUID
+    number: int
+    """The fencing token."""
+    name: str
+    kind: str
+    entry: str
+    config: Mapping[str, Any]
+    extra: Mapping[str, Any]
+    resources: Resources
+    seed: int
+    inputs: Mapping[str, tuple[str, str]]
+    """Input name -> (content hash, uri)."""
+    cache_key: str
+    handle: str
+    """The run's."""
+    resume: Resume | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """JSON data for `from_data`, such as the payload of a child process."""
+        ids = {"stage_id": str(self.stage_id), "run_id": str(self.run_id), "attempt_id": str(self.attempt_id)}
+        return asdict(self) | ids
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Claimed:
+        resume = data["resume"]
+        return cls(
+            **{
+                **data,
+                "stage_id": StageId(UUID(data["stage_id"])),
+                "run_id": RunId(UUID(data["run_id"])),
+                "attempt_id": UUID(data["attempt_id"]),
+                "resources": Resources(**data["resources"]),
+                "inputs": {name: (sha256, uri) for name, (sha256, uri) in data["inputs"].items()},
+                "resume": None if resume is None else Resume(**resume),
+            }
+        )
+
+
+def claim(
+    session: Session,
+    stage_id: StageId,
+    *,
+    worker: WorkerId,
+    devices: Sequence[str],
+    now: datetime,
+    lease_s: float,
+) -> Claimed | None:
+    """Begin the next attempt at a stage, if it is ready and this caller is the first to say so.
+
+    None where there is nothing to claim (announced twice, cancelled, backing off), or where the cache meanwhile
+    knows the stage's output, which ends it here. Raises Refused where one of `devices` is leased already.
+    """
+    if session.scalar(select(Stage.status).where(Stage.id == stage_id)) != StageStatus.READY:
+        return None
+    run = lock_run(session, select(Stage.run_id).where(Stage.id == stage_id).scalar_subquery())
+    stage = session.scalars(select(Stage).where(Stage.id == stage_id).execution_options(populate_existing=True)).one()
+    key = stage.cache_key
+    if key is None or stage.status != StageStatus.READY or (stage.not_before is not None and stage.not_before > now):
+        return None
+    if stage.cache and (artifact := artifacts.cached(session, key)) is not None:
+        take_from_cache(session, stage, artifact, key=key, expect=StageStatus.READY, now=now)
+        advance(session, run, now=now)
+        return None
+    number = stage.attempt + 1
+    won = move(
+        session,
+        Stage,
+        stage_id,
+        StageStatus.RUNNING,
+        expect=[StageStatus.READY],
+        where=[Stage.attempt == stage.attempt, or_(Stage.not_before.is_(None), Stage.not_before <= now)],
+        attempt=number,
+        started_at=func.coalesce(Stage.started_at, now),
+        progress_at=now,
+    )
+    if not won:
+        return None
+    attempt_id = _begin(session, stage, number, worker, devices, now, lease_s)
+    if run.status is RunStatus.QUEUED:
+        move(
+            session,
+            Run,
+            run.id,
+            RunStatus.RUNNING,
+            expect=[RunStatus.QUEUED],
+            started_at=func.coalesce(Run.started_at, now),
+        )
+    return Claimed(
+        stage_id=stage_id,
+        run_id=run.id,
+        attempt_id=attempt_id,
+        number=number,
+        name=stage.name,
+        kind=stage.kind,
+        entry=stage.entry,
+        config=stage.config,
+        extra=stage.extra,
+        resources=Resources(**stage.resources),
+        seed=run.seed,
+        inputs=input_artifacts(session, stage_id),
+        cache_key=key,
+        handle=run.handle,
+        resume=_newest_checkpoint(session, stage_id) if number > 1 else None,
+    )
+
+
+def _begin(
+    session: Session,
+    stage: Stage,
+    number: int,
+    worker: WorkerId,
+    devices: Sequence[str],
+    now: datetime,
+    lease_s: float,
+) -> UUID:
+    attempt_id = uuid4()
+    session.execute(
+        insert_into(Attempt).values(
+            id=attempt_id,
+            stage_id=stage.id,
+            number=number,
+            worker_id=worker,
+            status=AttemptStatus.RUNNING,
+            detail={},
+            log_tail="",
+            lease_expires_at=now + timedelta(seconds=lease_s),
+            started_at=now,
+        )
+    )
+    if devices:
+        leases = [{"attempt_id": attempt_id, "worker_id": worker, "device": device} for device in devices]
+        try:
+            session.execute(insert_into(Lease), leases)
+        except IntegrityError as error:
+            raise Refused(f"one of {', '.join(devices)} is leased to another attempt of this worker") from error
+    events.add(
+        session,
+        "stage.started",
+        f"{stage.name} started" + (f", attempt {number}" if number > 1 else ""),
+        now=now,
+        run_id=stage.run_id,
+        stage_id=stage.id,
+        attempt=number,
+        worker_id=worker,
+        data={"devices": list(devices)},
+    )
+    return attempt_id
+
+
+def _newest_checkpoint(session: Session, stage_id: StageId) -> Resume | None:
+    row = session.execute(
+        select(Checkpoint.step, Checkpoint.uri, Checkpoint.sha256)
+        .where(Checkpoint.stage_id == stage_id)
+        .order_by(Checkpoint.step.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else Resume(*row)
+
+
+def start(
+    session: Session, claimed: Claimed, *, pid: int, pid_started: float | None = None, log_path: str | None = None
+) -> None:
+    """Record the attempt's process. Raises StaleAttempt where the attempt is over."""
+    _of_running_attempt(session, claimed, pid=pid, pid_started=pid_started, log_path=log_path)
+
+
+def heartbeat(session: Session, claimed: Claimed, *, now: datetime, lease_s: float) -> Signal:
+    """Renew the attempt's lease, and learn whether it should stop. Raises StaleAttempt where it is over."""
+    _of_running_attempt(session, claimed, lease_expires_at=now + timedelta(seconds=lease_s))
+    stop = session.scalar(select(Run.stop_requested).where(Run.id == claimed.run_id))
+    return Signal.STOP if stop else Signal.KEEP
+
+
+def _of_running_attempt(session: Session, claimed: Claimed, **values: Any) -> None:
+    statement = (
+        update(Attempt)
+        .where(Attempt.id == claimed.attempt_id, Attempt.status == AttemptStatus.RUNNING)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    if changed(session, statement) == 0:
+        raise StaleAttempt(f"attempt {claimed.number} at {claimed.name} is over: a newer one may have begun")
+
+
+def progress(
+    session: Session, stage_id: StageId, number: int, *, done: float, total: float, note: str = "", now: datetime
+) -> None:
+    """How far the current attempt is. Raises StaleAttempt for another one."""
+    statement = (
+        update(Stage)
+        .where(Stage.id == stage_id, Stage.attempt == number, Stage.status == StageStatus.RUNNING)
+        .values(done=done, total=total, note=storable_text(note)[:255], progress_at=now)
+        .execution_options(synchronize_session=False)
+    )
+    if changed(session, statement) == 0:
+        raise _stale(number)
+
+
+def fenced(session: Session, stage_id: StageId, number: int) -> None:
+    """Hold the fence until this transaction ends: attempt `number` is the current one, or StaleAttempt is raised.
+
+    Every write of a running stage goes behind this in the same transaction.
+    """
+    current = session.execute(
+        select(Stage.attempt)
+        .where(Stage.id == stage_id, Stage.attempt == number, Stage.status == StageStatus.RUNNING)
+        .with_for_update(read=True)
+    ).one_or_none()
+    if current is None:
+        raise _stale(number)
+
+
+def _stale(number: int) -> StaleAttempt:
+    return StaleAttempt(f"attempt {number} is no longer the current one: what it reports is not recorded")
+
+
+def for_run(session: Session, run_id: RunId) -> list[Stage]:
+    """The stages of a run, in plan order."""
+    return list(session.scalars(select(Stage).where(Stage.run_id == run_id).order_by(Stage.position)))
+
+
+def attempts(session: Session, stage_id: StageId) -> list[Attempt]:
+    """Every attempt at a stage, oldest first."""
+    return list(session.scalars(select(Attempt).where(Attempt.stage_id == stage_id).order_by(Attempt.number)))

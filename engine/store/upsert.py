@@ -1,0 +1,15 @@
+"""INSERT … ON CONFLICT for whichever of the two databases a session is on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+
+def insert(session: Session, table: Any) -> Any:
+    """An `insert` of the session's dialect, which has `on_conflict_do_update` and `on_conflict_do_nothing`."""
+    if session.get_bind().dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
