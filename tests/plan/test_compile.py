@@ -1,0 +1,75 @@
+"""A stage gets what it reads and no more; a field that nobody reads is an error, not a silent nothing."""
+
+import json
+from typing import Any, Literal
+
+import pytest
+
+from engine.errors import SpecError
+from engine.plan.compile import compile_plan, pick
+from engine.plan.stage import Resources, Stage
+from engine.spec.base import SpecModel
+from engine.spec.experiment import Experiment, experiment_type
+
+
+class Toy(SpecModel):
+    name: Literal["toy"] = "toy"
+    lr: float = 0.1
+    beta: float = 0.5
+
+
+def experiment(**more: Any) -> Experiment:
+    raw = {
+        "version": 1,
+        "name": "toy_run",
+        "seed": 7,
+        "dataset": {"items": [{"prompt": "p", "answer": "a"}]},
+        "algorithm": {"name": "toy"},
+        "model": {"name": "org/model"},
+        **more,
+    }
+    return experiment_type({"toy": Toy}).model_validate_json(json.dumps(raw))
+
+
+def train(**more: Any) -> Stage:
+    return Stage(name="train", kind="toy.train", run="m:f", reads=("algorithm.lr", "dataset", "model"), **more)
+
+
+def test_a_stage_sees_the_parts_it_reads() -> None:
+    plan = compile_plan(experiment(), [train()])
+
+    config = plan.stage("train").config
+    assert config["algorithm"] == {"lr": 0.1}
+    assert config["dataset"]["items"][0]["prompt"] == "p"
+    assert "evaluation" not in config
+    assert (plan.name, plan.seed) == ("toy_run", 7)
+
+
+def test_a_set_field_that_no_stage_reads_is_an_error() -> None:
+    with pytest.raises(SpecError, match=r"algorithm\.beta is set, but no stage"):
+        compile_plan(experiment(), [train()], {"algorithm.beta", "algorithm.lr", "seed", "hardware.gpus"})
+
+
+def test_a_default_that_no_stage_reads_is_none_of_the_users_business() -> None:
+    assert compile_plan(experiment(), [train()], {"algorithm.lr"}).stages
+
+
+def test_hardware_reaches_every_stage_and_gives_way_to_the_stages_own() -> None:
+    hardware = {"gpus": 2, "timeout": "2h", "stages": {"train": {"gpus": 8, "timeout": "30m"}}}
+    evaluate = Stage(name="evaluate", kind="toy.evaluate", run="m:g", reads=("evaluation",), inputs={"train": "train"})
+
+    plan = compile_plan(experiment(hardware=hardware), [train(), evaluate])
+
+    assert plan.stage("train").resources == Resources(gpus=8, timeout_s=1800.0)
+    assert plan.stage("evaluate").resources == Resources(gpus=2, timeout_s=7200.0)
+
+
+def test_hardware_for_a_stage_that_is_not_there_names_the_nearest() -> None:
+    with pytest.raises(SpecError, match="'trian'. Did you mean 'train'"):
+        compile_plan(experiment(hardware={"stages": {"trian": {"gpus": 1}}}), [train()])
+
+
+def test_pick_takes_the_named_branches_and_skips_what_is_absent() -> None:
+    tree = {"a": {"b": 1, "c": 2}, "d": 3}
+
+    assert pick(tree, ("a.b", "d", "x.y")) == {"a": {"b": 1}, "d": 3}
