@@ -65,7 +65,7 @@ def test_hardware_reaches_every_stage_and_gives_way_to_the_stages_own() -> None:
 
 
 def test_hardware_for_a_stage_that_is_not_there_names_the_nearest() -> None:
-    with pytest.raises(SpecError, match="'trian'. Did you mean 'train'"):
+    with pytest.raises(SpecError, match=r"'trian'\. Did you mean 'train'"):
         compile_plan(experiment(hardware={"stages": {"trian": {"gpus": 1}}}), [train()])
 
 
