@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
-from engine.errors import FunctionError
+from engine.errors import DataError, FunctionError
 from engine.functions.host import CODES
 from engine.functions.process import Died, HostProcess
 from engine.functions.sources import FUNCTIONS, Limits, Sources
@@ -23,7 +25,8 @@ log = get_logger(__name__)
 _BATCH_TEXTS = 512
 _BATCH_CHARACTERS = 8 << 20
 _KEPT_INPUT = 2000
-Given = Callable[[int, str], str | None]
+
+Given = Callable[[int, str], str]
 """The text that a function was called with, by the index of the call and the function's name."""
 
 _FLAGS = ((False, False), (True, False), (False, True), (True, True))
@@ -49,7 +52,7 @@ class FunctionHost:
         self._texts = _Texts()
         self._closed = False
         try:
-            self._ask(["restore", []], lambda index, name: None)
+            self._ask(["restore", []], None)
         except BaseException:
             self.close()
             raise
@@ -124,7 +127,10 @@ class FunctionHost:
                 end += 1
             batch = texts[start:end]
             message = [request, batch] if answers is None else [request, batch, answers[start:end]]
-            results += self._ask(message, lambda index, name, batch=batch: batch[index])  # type: ignore[misc]
+            try:
+                results += self._ask(message, partial(_input_of, batch))
+            except OverflowError:
+                raise DataError(f"{name}: an answer holds an integer beyond 64 bits; write it as text") from None
             start = end
         return results
 
@@ -140,7 +146,7 @@ class FunctionHost:
             texts.grow(numbers, pieces)
         return [_FLAGS[flag] for flag in flags]
 
-    def _ask(self, request: list[Any], given: Given) -> Any:
+    def _ask(self, request: list[Any], given: Given | None) -> Any:
         """One round trip, with a new host where there is none. `given` finds a call's input, for the error."""
         with self._lock:
             for attempt in (1, 2):
@@ -170,14 +176,16 @@ class FunctionHost:
             raise RuntimeError("these functions are closed")
         process = HostProcess(self._limits)
         self._process = process
-        ok, result, printed = process.ask(["load", {name: getattr(self._sources, name) for name in FUNCTIONS}])
+        try:
+            ok, result, printed = process.ask(["load", {name: getattr(self._sources, name) for name in FUNCTIONS}])
+        except Died as death:
+            self._drop()
+            raise self._error(death.serial, death.message, death.function, death.line, None) from None
         if printed:
             log.info("printed by the user's functions", extra={"text": printed})
         if not ok:
             self._drop()
-            raise self._error(
-                result["serial"], self._worded(result, loading=True), None, result["line"], lambda index, name: None
-            )
+            raise self._error(result["serial"], self._worded(result, loading=True), None, result["line"], None)
         process.ask(["restore", self._texts.all()])
         return process
 
@@ -196,12 +204,19 @@ class FunctionHost:
             case _:
                 return str(report["message"])
 
-    def _error(self, serial: int, message: str, function: str | None, line: int | None, given: Given) -> FunctionError:
+    def _error(
+        self, serial: int, message: str, function: str | None, line: int | None, given: Given | None
+    ) -> FunctionError:
         index, code = divmod(serial, 8)
-        name = _NAMES.get(code, "the user's functions")
-        text = given(index, name) if code in _NAMES else None
-        text = text[:_KEPT_INPUT] if text is not None else None
+        name, text = _NAMES.get(code, "the user's functions"), None
+        if given is not None and code in _NAMES:
+            with suppress(IndexError):  # the user's function can reach the progress word, and has
+                text = given(index, name)[:_KEPT_INPUT]
         return FunctionError(name, message, line if function in (None, name) else None, text)
+
+
+def _input_of(batch: Sequence[str], index: int, _function: str) -> str:
+    return batch[index]
 
 
 class _Texts:

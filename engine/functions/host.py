@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from engine.functions import sandbox, wire
 
 CODES = {"score_fn": 1, "done_fn": 2, "split_fn": 3, "reply_fn": 4}
-"""A function's number in the progress word, which holds 8 × (index of the input) + number; 0 means idle."""
+"""A function's number in the progress word, which holds 8 × (index of the input) + number; 0 means none yet."""
 
 LOST_CHANNEL = 86
 """Exit status of a host whose descriptors were closed under it."""
@@ -349,4 +349,3 @@ def main(arguments: Sequence[str]) -> None:
             wire.send(channel, reply)
         except OSError:
             os._exit(LOST_CHANNEL)
-        progress[0] = 0

@@ -6,6 +6,7 @@ dies, is the client's business.
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import re
@@ -46,7 +47,7 @@ _GRACE = 1.5
 _FRAME = re.compile(r'File "<(\w+)>", line (\d+)')
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Died(Exception):
     """The host is gone: why, during which call (the progress word; 0 for none), at which line of which source."""
 
@@ -67,7 +68,10 @@ class HostProcess:
         os.ftruncate(progress_fd, mmap.PAGESIZE)
         self._shared = mmap.mmap(progress_fd, mmap.PAGESIZE)
         self._progress = memoryview(self._shared).cast("Q")
-        self._reports, reports_fd = os.pipe()
+        reports, reports_fd = os.pipe()
+        os.set_blocking(reports, False)
+        self._reports = io.FileIO(reports)
+        self._owner = os.getpid()
         try:
             self._process = subprocess.Popen(
                 [
@@ -88,7 +92,6 @@ class HostProcess:
             theirs.close()
             os.close(progress_fd)
             os.close(reports_fd)
-        os.set_blocking(self._reports, False)
         self._channel = ours
         # The kernel's own timeouts: a call that is answered in time costs no system call beyond recv.
         for option, seconds in ((socket.SO_RCVTIMEO, _WATCH_S), (socket.SO_SNDTIMEO, limits.wall_s)):
@@ -109,6 +112,7 @@ class HostProcess:
 
     def ask(self, request: list[Any]) -> Any:
         """One round trip: [ok, result or report, printed]."""
+        self._progress[0] = 0  # by us, lest a host that dies right after an answer seem to die during its last call
         try:
             wire.send(self._channel, request)
         except OSError:
@@ -124,10 +128,11 @@ class HostProcess:
                 self._process.kill()
             self._process.wait()
             self._channel.close()
-            os.close(self._reports)
+            self._reports.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_cpu_clock"):
+        # A process forked from ours holds a copy of this object, but the host is not its to end.
+        if hasattr(self, "_cpu_clock") and self._owner == os.getpid():
             self.close()
 
     def _receive(self, allowed_s: float) -> Any:
@@ -198,10 +203,7 @@ class HostProcess:
 
     def _report(self) -> str:
         """What the host wrote as it crashed."""
-        try:
-            return os.read(self._reports, 1 << 16).decode(errors="replace")
-        except BlockingIOError:
-            return ""
+        return (self._reports.read(1 << 16) or b"").decode(errors="replace")
 
 
 def _site_folders() -> list[str]:

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.errors import FunctionError
+from engine.errors import DataError, FunctionError
 from engine.functions.client import FunctionHost, open_functions
 from engine.functions.sources import Sources
+from engine.runtime.context import Functions
 
 SOURCES = Sources(
     score_fn="def score_fn(text, answer):\n    return count(text, answer) / 10\n",
@@ -30,7 +31,14 @@ SOURCES = Sources(
 @pytest.fixture(scope="module")
 def functions() -> Iterator[FunctionHost]:
     with open_functions(SOURCES) as host:
+        typed: Functions = host
+        assert typed is host
         yield host
+
+
+def test_it_is_what_stages_know_as_functions(functions: Functions) -> None:
+    assert functions.has_reply
+    assert functions.stops().extend([], []) == []
 
 
 def test_each_function_answers_for_each_input_in_order(functions: FunctionHost) -> None:
@@ -38,7 +46,6 @@ def test_each_function_answers_for_each_input_in_order(functions: FunctionHost) 
     assert functions.done(["the end", "the"]) == [True, False]
     assert functions.split(["a\n", "a\nb"]) == [True, False]
     assert functions.reply(["yes yes"], ["yes"]) == ["2 so far"]
-    assert functions.has_reply
 
 
 def test_more_texts_than_one_message_takes(functions: FunctionHost) -> None:
@@ -65,6 +72,12 @@ def test_answers_of_any_json_type_arrive_unchanged() -> None:
     source = "def score_fn(text, answer):\n    return repr(answer) == text\n"
     with open_functions(Sources(score_fn=source)) as host:
         assert host.score([repr(answer) for answer in answers], answers) == [1.0] * len(answers)
+
+
+def test_an_integer_too_large_to_send_is_a_data_error(functions: FunctionHost) -> None:
+    with pytest.raises(DataError, match="beyond 64 bits"):
+        functions.score(["a"], [10**30])
+    assert functions.score(["a"], ["a"]) == [0.1]
 
 
 def test_without_done_and_split_nothing_ever_stops() -> None:
@@ -219,6 +232,26 @@ def test_a_host_dies_with_its_parent(busy: bool, until: Callable[[Callable[[], b
     pid = int(parent.stdout)
     assert parent.returncode == -signal.SIGKILL
     until(lambda: not _runs(pid))
+
+
+def test_forgetting_to_close_is_quiet_and_a_fork_ends_nothing_of_ours() -> None:
+    program = """
+        import os
+        from engine.functions.client import open_functions
+        from engine.functions.sources import Sources
+        host = open_functions(Sources(done_fn="def done_fn(text):\\n    return True"))
+        child = os.fork()
+        if child == 0:
+            del host
+            os._exit(0)
+        os.waitpid(child, 0)
+        pid = host.pid
+        assert host.done(["x"]) == [True] and host.pid == pid
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def _runs(pid: int) -> bool:
