@@ -1,0 +1,152 @@
+"""The model block: which language model, adapted how, and for a scratch model what text it first learns.
+
+Only described here; `engine.lm` loads, builds and warms up.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from engine.spec.base import SpecModel, complaint
+
+PRESETS = ("llama-nano", "llama-micro", "llama-mini")
+"""The architectures that `scratch:` knows; their sizes are `engine.lm.scratch`'s."""
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
+_RUN = re.compile(r"run:[a-z0-9][\w-]*(@[\w-]+)?|run:@last(@[\w-]+)?")
+_SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")
+
+
+def placeholders(text: str) -> set[str]:
+    """The slots that a warm-up text names: `{word}`. Other braces are plain text."""
+    return set(_SLOT.findall(text))
+
+
+class Lora(SpecModel):
+    """Low-rank adapters: the model's own weights stay as they are."""
+
+    r: int = Field(8, ge=1)
+    """Rank of each update."""
+    alpha: float = Field(32, gt=0)
+    """Scale: an update counts alpha / r."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of an adapter's inputs that is dropped in training."""
+    target_modules: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of the layers to adapt; empty: PEFT's choice for the architecture."""
+
+
+def _choice_shape(value: Any) -> str | None:
+    if isinstance(value, list | tuple):
+        return "<list>"
+    return "<weights>" if isinstance(value, Mapping) else None
+
+
+Choices = Annotated[
+    Annotated[tuple[str, ...], Field(min_length=1), Tag("<list>")]
+    | Annotated[Mapping[str, Annotated[float, Field(gt=0)]], Field(min_length=1), Tag("<weights>")],
+    Discriminator(
+        _choice_shape,
+        custom_error_type="spec",
+        custom_error_message="{message}",
+        custom_error_context={"message": "must be a list of texts, or `text: weight` pairs", "at": ""},
+    ),
+]
+"""Alternatives, equally likely or weighted."""
+
+
+class Warmup(SpecModel):
+    """The text that a model from scratch first learns to write, so that it says anything at all."""
+
+    template: str | None = None
+    """The assistant's answer, with `{slot}` for each choice."""
+    utterances: Mapping[str, Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
+    """For conversations: what is said in a turn, `text: weight`; `{slot}` works here too. `reply_fn` answers."""
+    file: str | None = None
+    """A text file to learn from, one example a paragraph, relative to the spec that names it."""
+    file_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """The file's hash. Filled in when the spec is loaded."""
+    slots: Mapping[str, Choices] = Field(default_factory=dict)
+    """What each `{slot}` may become: a list, or `text: weight` pairs."""
+    turns: int = Field(8, ge=1)
+    """Most utterances of a conversation."""
+    examples: int = Field(2000, ge=1)
+    """Texts drawn, from which the tokenizer and the model learn."""
+    holdout: float = Field(0.05, ge=0, lt=1)
+    """Share of the texts kept aside to measure the loss on."""
+    vocab_size: int = Field(490, ge=262)
+    """Entries of the tokenizer; all 256 bytes and the special tokens are among them."""
+    steps: int = Field(500, ge=0)
+    """Optimiser steps."""
+    batch_size: int = Field(24, ge=1)
+    """Texts in a step."""
+    lr: float = Field(3e-3, gt=0)
+    """AdamW's peak learning rate."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_text(self) -> Warmup:
+        given = [key for key in ("template", "utterances", "file") if getattr(self, key) is not None]
+        if not given:
+            raise complaint("warm-up needs a text to learn: one of `template`, `utterances` or `file`")
+        if len(given) > 1:
+            raise complaint(f"{' and '.join(given)} exclude each other: keep one", at=given[-1])
+        if self.file_sha256 is not None and self.file is None:
+            raise complaint("file_sha256 goes with `file`", at="file_sha256")
+        texts = {"template": [self.template or ""], "utterances": list(self.utterances or ()), "file": []}[given[0]]
+        used = {name for text in texts for name in placeholders(text)}
+        for name in sorted(used - set(self.slots)):
+            close = difflib.get_close_matches(name, self.slots, n=1)
+            hint = f" Did you mean {{{close[0]}}}?" if close else " Add it to `slots`."
+            raise complaint(f"{{{name}}} is not one of the slots.{hint}", at=given[0])
+        for name in self.slots:
+            if name not in used:
+                raise complaint(f"no text uses {{{name}}}: remove this slot, or use it", at=f"slots.{name}")
+        return self
+
+
+class Model(SpecModel):
+    """The language model that is trained."""
+
+    name: str
+    """`scratch:llama-nano`, a Hugging Face id (`org/name@revision`), a local path, or `run:<handle>@<label>`."""
+    lora: Lora | None = None
+    """Train low-rank adapters in place of all weights; `{}` takes their defaults."""
+    trust_remote_code: bool = False
+    """Let a hub model bring its own Python code. Off unless you have read that code."""
+    warmup: Warmup | None = None
+    """Only for scratch models: what text they first learn; empty: they start with random weights."""
+
+    @field_validator("name")
+    @classmethod
+    def _leads_somewhere(cls, name: str) -> str:
+        scheme, colon, rest = name.partition(":")
+        if colon and scheme == "scratch":
+            if rest not in PRESETS:
+                close = difflib.get_close_matches(rest, PRESETS, n=1, cutoff=0.4)
+                hint = f"Did you mean scratch:{close[0]}?" if close else f"There are {', '.join(PRESETS)}."
+                raise complaint(f"{name} is no preset. {hint}")
+        elif colon and scheme == "run":
+            if not _RUN.fullmatch(name):
+                raise complaint(f"{name!r} names no checkpoint: write run:<handle>@<label>, as in run:best-lang-1@best")
+        elif not name.startswith((".", "/", "~")) and not _HUB.fullmatch(name):
+            known = difflib.get_close_matches(scheme, ("scratch", "run"), n=1) if colon else []
+            hint = f" Did you mean {known[0]}:{rest}?" if known else ""
+            raise complaint(
+                f"{name!r} is no model: write scratch:<preset>, a hub id (org/name), a path, or run:<handle>@<label>.{hint}"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _only_scratch_warms_up(self) -> Model:
+        if self.warmup is not None and not self.is_scratch:
+            raise complaint(f"{self.name!r} has learnt its text already: warmup is for scratch models", at="warmup")
+        return self
+
+    @property
+    def is_scratch(self) -> bool:
+        """Whether the model starts from random weights."""
+        return self.name.startswith("scratch:")
