@@ -149,9 +149,12 @@ def plan(
     """
     from engine.cli import planning
     from engine.cli.compiling import compiled
+    from engine.cli.models import with_models
 
     variants = compiled(spec, overrides or [], tiny=tiny)
-    forecasts = [planning.forecast(variant.plan) for variant in variants]
+    forecasts = [
+        planning.forecast(with_models(variant.plan, variant.loaded.experiment.model.name)) for variant in variants
+    ]
     if as_json:
         rows = [planning.as_json(v, f) for v, f in zip(variants, forecasts, strict=True)]
         answer_json(rows[0] if len(rows) == 1 else rows)

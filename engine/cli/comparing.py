@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli.output import Column, answer, answer_json, number, one_line, status, style, table
+from engine.cli.output import answer_json, number
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from engine.compare.report import Comparison, MetricComparison, Subject
+    from engine.compare.report import Comparison, Subject
 
 
 def register(root: typer.Typer) -> None:
@@ -35,6 +35,7 @@ def compare(
 
     Spec, code, packages and hardware; scores with intervals, a paired test, costs to a threshold.
     """
+    from engine.cli.comparison import show
     from engine.cli.conditions import parse
     from engine.cli.places import required_store
     from engine.compare import report
@@ -89,71 +90,3 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
         "differences": {name: [d.as_json() for d in found] for name, found in comparison.differences.items()},
         "metrics": list(comparison.metrics),
     }
-
-
-def show(comparison: Comparison) -> None:
-    """The comparison as text."""
-    rows = [
-        {"where": name, "path": difference.path, "a": difference.a, "b": difference.b}
-        for name, found in comparison.differences.items()
-        for difference in found
-    ]
-    if rows:
-        table(
-            [
-                Column("DIFFERS IN", lambda row: row["where"]),
-                Column("AT", lambda row: row["path"]),
-                Column(comparison.a, lambda row: _value(row["a"]), flexible=True),
-                Column(comparison.b, lambda row: _value(row["b"]), flexible=True),
-            ],
-            rows,
-        )
-    else:
-        answer("Nothing differs in spec, code, packages or hardware.")
-    if not comparison.metrics:
-        answer("\nThe two share no evaluation: there is nothing to compare.")
-    for metric in comparison.metrics:
-        answer()
-        _show_metric(comparison, metric)
-
-
-def _value(value: Any) -> str:
-    return one_line(repr(value) if isinstance(value, str) else str(value))
-
-
-def _show_metric(comparison: Comparison, metric: MetricComparison) -> None:
-    answer(style(f"{metric.metric} on {metric.split}", None, bold=True))
-    sides = ((comparison.a, metric.a), (comparison.b, metric.b))
-    table(
-        [
-            Column("RUN", lambda row: row[0], flexible=True),
-            *(
-                Column(title, lambda row, part=part: _standing(getattr(row[1], part)))
-                for title, part in (("UNTRAINED", "first"), ("BEST", "best"), ("FINAL", "final"))
-            ),
-        ],
-        [dict(enumerate(side)) for side in sides],
-    )
-    table(
-        [
-            Column(f"TO {number(metric.threshold)}", lambda row: row.cost),
-            Column(comparison.a, lambda row: row.reached[0], right=True),
-            Column(comparison.b, lambda row: row.reached[1], right=True),
-            Column("AREA A", lambda row: row.mean_height and row.mean_height[0], right=True),
-            Column("AREA B", lambda row: row.mean_height and row.mean_height[1], right=True),
-        ],
-        metric.axes,
-    )
-    test = metric.test
-    if test is not None:
-        how = "exact" if test.exact else f"{test.arrangements} drawn"
-        items = f"{test.items} shared item{'' if test.items == 1 else 's'}"
-        answer(f"paired permutation test over {items}: p = {test.p_value:.3g} ({how})")
-    known = metric.verdict.value != "cannot tell"
-    said = f"{comparison.b} is {status(metric.verdict.value)} than {comparison.a}" if known else "cannot tell"
-    answer(f"{said}: {metric.reason}")
-
-
-def _standing(standing: Any) -> str:
-    interval = standing.interval
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}] at {standing.step}"

@@ -24,13 +24,20 @@ def cancel(handles: Annotated[list[str], typer.Argument(help="Handles, unique pr
     from engine.cli.places import required_store
     from engine.cli.provenance import user
     from engine.clock import utc_now
+    from engine.errors import Refused
     from engine.store import runs
 
+    over = []
     with required_store().write() as session:
         for run in [runs.find(session, handle) for handle in handles]:
-            runs.request_stop(session, run, now=utc_now(), by=user())
+            if not runs.request_stop(session, run, now=utc_now(), by=user()):
+                over.append(f"{run.handle} ({run.status})")
+                continue
             answer(run.handle)
-            talk(f"{run.handle} will stop at its next checkpoint; `rlx resume {run.handle}` goes on from there")
+            soon = "is cancelled" if run.status == "cancelled" else "will stop at its next checkpoint"
+            talk(f"{run.handle} {soon}; `rlx resume {run.handle}` goes on from there")
+    if over:
+        raise Refused(f"over already: {', '.join(over)}")
 
 
 def resume(
@@ -45,14 +52,18 @@ def resume(
     from engine.cli.submitting import carry_out
     from engine.clock import utc_now
     from engine.errors import Refused
-    from engine.store import runs
+    from engine.store import runs, workers
 
-    db = required_store()
+    db, now = required_store(), utc_now()
     with db.write() as session:
         run = runs.find(session, handle)
-        taken = runs.resume(session, run, now=utc_now())
-        status = run.status
-    if not taken:
-        raise Refused(f"{run.handle} is {status}: there is nothing to resume. `rlx show {run.handle}` says more.")
+        requeued = runs.resume(session, run, now=now)
+    if not requeued:
+        with db.read() as session:
+            helpers = [worker.name for worker in workers.alive(session, now) if worker.run_id in (None, run.id)]
+        if helpers:
+            raise Refused(
+                f"{run.handle} is {run.status}, in the hands of {helpers[0]}: `rlx watch {run.handle}` follows"
+            )
     answer(run.handle)
     carry_out(db, [run], wait=wait)

@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import typer
 
 from engine.cli.output import talk
 from engine.cli.progress import Reporter, Snapshot, StageView, reporter_for
-from engine.errors import ExitCode, Refused, Unreachable
+from engine.errors import ExitCode, Unreachable
 
 if TYPE_CHECKING:
     from engine.store.session import Database
+    from engine.store.tables import RunId
 
 POLL_S = 0.25
 STOPPED_WITHIN_S = 300.0
@@ -35,7 +35,7 @@ class Followed:
     lost: str | None = None
 
 
-def snapshot(db: Database, run_id: UUID) -> Snapshot:
+def snapshot(db: Database, run_id: RunId) -> Snapshot:
     """The run as it stands now."""
     from engine.store import evaluations, runs, stages
 
@@ -107,7 +107,7 @@ def follow(
         wait()
 
 
-def foreground(db: Database, run_id: UUID, handle: str, worker: subprocess.Popen[bytes] | None) -> Followed:
+def foreground(db: Database, run_id: RunId, handle: str, worker: subprocess.Popen[bytes] | None) -> Followed:
     """Follow a run that we answer for: Ctrl-C asks it to stop at a checkpoint, and waits for that.
 
     With `worker` None the run is somebody else's: Ctrl-C then only stops the looking.
@@ -146,18 +146,13 @@ def foreground(db: Database, run_id: UUID, handle: str, worker: subprocess.Popen
         reporter.close()
 
 
-def _request_stop(db: Database, run_id: UUID) -> None:
+def _request_stop(db: Database, run_id: RunId) -> None:
     from engine.cli.provenance import user
     from engine.clock import utc_now
     from engine.store import runs
 
     with db.write() as session:
-        run = runs.get(session, run_id)
-        if run.status not in ("succeeded", "failed", "cancelled"):
-            try:
-                runs.request_stop(session, run, now=utc_now(), by=user())
-            except Refused:
-                return  # it finished between our look and our word: nothing is left to stop
+        runs.request_stop(session, runs.get(session, run_id), now=utc_now(), by=user())
 
 
 def _farewell(handle: str, followed: Followed) -> None:

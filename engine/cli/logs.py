@@ -12,9 +12,8 @@ from engine.cli.arguments import Handle
 from engine.cli.output import answer, answer_json, printable, style, talk
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from engine.store.session import Database
+    from engine.store.tables import RunId
 
 
 def register(root: typer.Typer) -> None:
@@ -44,11 +43,12 @@ def logs(
     from engine.cli.places import required_store
     from engine.errors import NotFound
     from engine.store import runs
+    from engine.store.tables import RunId
 
     db = required_store()
     with db.read() as session:
         run = runs.find(session, handle)
-        run_id, name = run.id, run.handle
+        run_id, name = RunId(run.id), run.handle
     found = attempts(db, run_id, stage, attempt)
     if not found and not follow:
         raise NotFound(_nothing(name, stage, attempt))
@@ -67,27 +67,19 @@ def logs(
         answer(text)
 
 
-def attempts(db: Database, run_id: UUID, stage: str | None, attempt: int | None) -> list[dict[str, Any]]:
+def attempts(db: Database, run_id: RunId, stage: str | None, attempt: int | None) -> list[dict[str, Any]]:
     """The attempts whose logs were asked for, in the plan's order: the last of each stage, or the one numbered so."""
     from engine.store import stages
+    from engine.store.tables import StageId
 
     with db.read() as session:
-        names = {found.id: found.name for found in stages.for_run(session, run_id)}
-        rows = [
-            {
-                "stage": names[row.stage_id],
-                "number": row.number,
-                "status": row.status,
-                "log_path": row.log_path,
-                "log_tail": row.log_tail,
-            }
-            for row in stages.attempts_of_run(session, run_id)
-        ]
-    chosen: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: row["number"]):
-        if stage in (None, row["stage"]) and attempt in (None, row["number"]):
-            chosen[row["stage"]] = row
-    return [chosen[name] for name in names.values() if name in chosen]
+        chosen = []
+        for found in stages.for_run(session, run_id):
+            if stage in (None, found.name):
+                rows = [row for row in stages.attempts(session, StageId(found.id)) if attempt in (None, row.number)]
+                chosen += [(found.name, row) for row in rows[-1:]]
+    fields = ("number", "status", "log_path", "log_tail")
+    return [{"stage": name, **{field: getattr(row, field) for field in fields}} for name, row in chosen]
 
 
 def _nothing(handle: str, stage: str | None, attempt: int | None) -> str:
@@ -107,7 +99,7 @@ def _text(row: dict[str, Any], lines: int | None) -> str:
     return text if lines is None else "\n".join(text.splitlines()[len(text.splitlines()) - lines :] if lines else [])
 
 
-def _over(db: Database, run_id: UUID) -> bool:
+def _over(db: Database, run_id: RunId) -> bool:
     from engine.cli.following import snapshot
 
     return snapshot(db, run_id).finished
@@ -152,11 +144,12 @@ def watch(handle: Handle = "@last") -> None:
     from engine.cli.outcome import tell
     from engine.cli.places import required_store
     from engine.store import runs
+    from engine.store.tables import RunId
 
     db = required_store()
     with db.read() as session:
         run = runs.find(session, handle)
-        run_id, name, status = run.id, run.handle, run.status
+        run_id, name, status = RunId(run.id), run.handle, run.status
     if status == "queued":
         talk(f"{name} waits for a worker")
     followed_run = foreground(db, run_id, name, None)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from engine.cli.output import path, printable, seconds, status, style, talk
 
 if TYPE_CHECKING:
     from engine.cli.following import Followed
     from engine.store.session import Database
+    from engine.store.tables import RunId
 
 TAIL_LINES = 20
 
@@ -30,7 +30,7 @@ NEXT_STEPS = {
 """What to do about each cause."""
 
 
-def tell(db: Database, run_id: UUID, followed: Followed) -> None:
+def tell(db: Database, run_id: RunId, followed: Followed) -> None:
     """Say on stderr how the followed run ended."""
     from engine.cli import rows
     from engine.clock import utc_now

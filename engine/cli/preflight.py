@@ -1,4 +1,4 @@
-"""Before anything is queued: the user's functions on probes, and the data behind a dataset's references.
+"""Before anything is queued: does the data read, does the model exist, and do the user's functions keep their contract.
 
 What breaks a contract stops the submission; what looks suspicious is said and let through.
 """
@@ -6,29 +6,88 @@ What breaks a contract stops the submission; what looks suspicious is said and l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.cli.output import printable, style, talk
+from engine.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
-    from engine.spec.experiment import Experiment
+    from engine.cli.compiling import Compiled
 
 
-def check(experiments: Sequence[Experiment]) -> None:
-    """Probe the functions of each distinct dataset. Raises SpecError."""
+def check(variants: Sequence[Compiled], *, embedded: bool) -> None:
+    """Check each distinct dataset and model once. Raises SpecError, DataError or ModelError."""
+    datasets: list[Any] = []
+    models: list[str] = []
+    for variant in variants:
+        dataset, name = variant.loaded.resolved["dataset"], variant.loaded.experiment.model.name
+        if dataset not in datasets:
+            datasets.append(dataset)
+            probe_functions(variant)
+        if name not in models:
+            models.append(name)
+            check_model(name, embedded=embedded)
+
+
+def probe_functions(variant: Compiled) -> None:
+    """Run the user's functions on probes; warnings are told, broken contracts raised."""
     from engine.data.splits import split_items
-    from engine.errors import SpecError
-    from engine.functions.preflight import preflight
+    from engine.functions.preflight import chat_render, preflight
     from engine.functions.sources import Sources
 
-    seen: list[object] = []
-    for experiment in experiments:
-        if experiment.dataset in seen:
-            continue
-        seen.append(experiment.dataset)
-        items = [item for rows in split_items(experiment.dataset).values() for item in rows]
-        report = preflight(Sources.of(experiment.dataset), items)
-        for warning in report.warnings:
-            talk(f"{style('warning:', 'yellow', err=True)} {printable(str(warning))}")
-        if report.problems:
-            raise SpecError(report.problems)
+    dataset = variant.loaded.resolved["dataset"]
+    items = [item for rows in split_items(dataset).values() for item in rows]
+    render = chat_render(dataset.get("system_prompt", ""), dataset.get("main_prompt", ""))
+    report = preflight(Sources.of(dataset), items, render, starts=starts(variant))
+    for warning in report.warnings:
+        warn(warning)
+    if report.problems:
+        raise SpecError(report.problems)
+
+
+def starts(variant: Compiled) -> dict[str, tuple[str, int]]:
+    """In which file and line each function's source begins: below the `|` that opens its block."""
+    from engine.functions.sources import FUNCTIONS
+
+    found = {}
+    for name in FUNCTIONS:
+        where = variant.loaded.origin.get(f"dataset.{name}")
+        if where is not None and where.file is not None and where.line is not None:
+            found[name] = (where.file, where.line + 1)
+    return found
+
+
+def check_model(name: str, *, embedded: bool) -> None:
+    """Whether a hub model or a path can be had; other forms are known from the spec alone. Raises ModelError."""
+    if name.startswith(("tiny:", "scratch:", "run:")):
+        return
+    from engine.lm.reference import parse
+
+    reference = parse(name)
+    if reference.kind != "hub":
+        return
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    cached = try_to_load_from_cache(reference.name, "config.json", revision=reference.label)
+    if isinstance(cached, str):
+        return
+    advice = "`rlx submit SPEC --tiny` tries the spec without the model; scratch:<preset> needs no network."
+    if constants.HF_HUB_OFFLINE:
+        raise ModelError(f"model.name: {name!r} is not in the local cache, and HF_HUB_OFFLINE is set. {advice}")
+    try:
+        HfApi().model_info(reference.name, revision=reference.label, timeout=10)
+    except GatedRepoError as error:
+        raise ModelError(f"model.name: {name!r} is gated: accept its terms on the hub and set HF_TOKEN") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ModelError(f"model.name: the hub has no model {name!r} (or HF_TOKEN may not see it). {advice}") from error
+    except (HfHubHTTPError, OSError) as error:
+        said = f"model.name: {name!r} is not in the local cache, and the hub cannot be reached"
+        if embedded:  # whoever loads it is this machine
+            raise ModelError(f"{said}. {advice}") from error
+        warn(f"{said} from here; the worker will try")
+
+
+def warn(text: str) -> None:
+    """Say that something looks wrong."""
+    talk(f"{style('warning:', 'yellow', err=True)} {printable(text)}")

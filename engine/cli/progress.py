@@ -198,8 +198,10 @@ def _words(stage: StageView, pace: Pace, score: float | None) -> str:
         return "from the cache" if stage.cached else f"in {seconds(_elapsed(stage))}"
     if stage.status == "failed":
         return f"{stage.cause}: {one_line(stage.error or '')[:120]}"
+    if stage.status == "ready" and stage.cause is not None:
+        return f"tries again after {stage.cause}: {one_line(stage.error or '')[:100]}"
     if stage.status != "running":
-        return stage.status
+        return ""
     parts = []
     if stage.total > 0:
         parts.append(f"{_count(stage.done)}/{_count(stage.total)}")

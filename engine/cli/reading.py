@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from engine.cli.arguments import AsJson, Handle
 from engine.cli.output import Column, ago, answer, answer_json, number, path, seconds, size, status, table, talk
+
+Status = Literal["queued", "running", "stopping", "succeeded", "failed", "cancelled"]
+"""Spelled out, so that help needs no database; a test holds it to the store's own list."""
 
 
 def register(root: typer.Typer) -> None:
@@ -18,12 +21,16 @@ def register(root: typer.Typer) -> None:
 
 def ls(
     name: Annotated[str | None, typer.Argument(help="Only runs of this experiment.")] = None,
-    state: Annotated[str | None, typer.Option("--status", help="Only runs of this status.")] = None,
+    state: Annotated[Status | None, typer.Option("--status", help="Only runs of this status.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
+    from dataclasses import asdict
+
     from engine.cli.places import existing_store
+    from engine.cli.rows import duration_s
     from engine.clock import utc_now
     from engine.store import runs
 
@@ -31,7 +38,10 @@ def ls(
     rows: list[dict[str, Any]] = []
     if db is not None:
         with db.read() as session:
-            rows = [_summary(found) for found in runs.listing(session, name=_dashed(name), status=state, limit=limit)]
+            listed = runs.listing(session, name=name, status=state, tag=tag, limit=limit)
+            rows = [
+                {**asdict(found), "seconds": duration_s(found.started_at, found.finished_at, now)} for found in listed
+            ]
     if as_json:
         answer_json(rows)
         return
@@ -52,17 +62,6 @@ def ls(
         ],
         rows,
     )
-
-
-def _dashed(name: str | None) -> str | None:
-    """The handle's spelling of an experiment's name."""
-    return None if name is None else name.replace("_", "-")
-
-
-def _summary(found: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(found)
 
 
 def show(

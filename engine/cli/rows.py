@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from engine.store.tables import Run
+    from engine.store.tables import Attempt, Run
 
 Row = dict[str, Any]
 
@@ -44,22 +44,8 @@ def run_row(run: Run, now: datetime) -> Row:
 def stage_rows(session: Session, run: Run, now: datetime) -> list[Row]:
     """The run's stages in the plan's order, each with its attempts."""
     from engine.store import stages
+    from engine.store.tables import RunId, StageId
 
-    attempts: dict[Any, list[Row]] = {}
-    for attempt in stages.attempts_of_run(session, run.id):
-        attempts.setdefault(attempt.stage_id, []).append(
-            {
-                "number": attempt.number,
-                "status": attempt.status,
-                "cause": attempt.cause,
-                "error": attempt.error,
-                "detail": attempt.detail,
-                "log_path": attempt.log_path,
-                "log_tail": attempt.log_tail,
-                "started_at": attempt.started_at,
-                "finished_at": attempt.finished_at,
-            }
-        )
     return [
         {
             "name": stage.name,
@@ -75,17 +61,23 @@ def stage_rows(session: Session, run: Run, now: datetime) -> list[Row]:
             "error": stage.error,
             "resources": stage.resources,
             "seconds": duration_s(stage.started_at, stage.finished_at, now),
-            "attempts": attempts.get(stage.id, []),
+            "attempts": [_attempt_row(attempt) for attempt in stages.attempts(session, StageId(stage.id))],
         }
-        for stage in stages.for_run(session, run.id)
+        for stage in stages.for_run(session, RunId(run.id))
     ]
+
+
+def _attempt_row(attempt: Attempt) -> Row:
+    fields = ("number", "status", "cause", "error", "detail", "log_path", "log_tail", "started_at", "finished_at")
+    return {field: getattr(attempt, field) for field in fields}
 
 
 def evaluation_rows(session: Session, run: Run) -> list[Row]:
     """The run's evaluations in the order in which they were made, without their per-item scores."""
     from engine.store import evaluations, stages
+    from engine.store.tables import RunId
 
-    names = {stage.id: stage.name for stage in stages.for_run(session, run.id)}
+    names = {stage.id: stage.name for stage in stages.for_run(session, RunId(run.id))}
     return [
         {
             "stage": names.get(row.stage_id, ""),
@@ -99,13 +91,14 @@ def evaluation_rows(session: Session, run: Run) -> list[Row]:
             "cost": row.cost,
             "functions_hash": row.functions_hash,
         }
-        for row in evaluations.of_run(session, run.id)
+        for row in evaluations.of_run(session, RunId(run.id))
     ]
 
 
 def checkpoint_rows(session: Session, run: Run) -> list[Row]:
     """The run's checkpoints, oldest first."""
     from engine.store import checkpoints
+    from engine.store.tables import RunId
 
     return [
         {
@@ -116,7 +109,7 @@ def checkpoint_rows(session: Session, run: Run) -> list[Row]:
             "sha256": row.sha256,
             "created_at": row.created_at,
         }
-        for row in checkpoints.of_run(session, run.id)
+        for row in checkpoints.of_run(session, RunId(run.id))
     ]
 
 

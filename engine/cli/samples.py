@@ -18,9 +18,10 @@ def register(root: typer.Typer) -> None:
 
 def samples(
     handle: Handle,
-    step: Annotated[int | None, typer.Option(help="Only of this step; by default the last that has samples.")] = None,
-    best: Annotated[bool, typer.Option("--best", help="The highest scores of any step first.")] = False,
+    step: Annotated[int | None, typer.Option(help="Only of this step; by default the newest first.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="Only of the best checkpoint's step.")] = False,
     split: Annotated[str | None, typer.Option(help="Only of this dataset split.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only of this kind, such as episode or score.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="The same samples as JSON.")] = False,
 ) -> None:
@@ -29,12 +30,19 @@ def samples(
     Decision by decision where the run recorded them: every candidate, its Q, an arrow at the one that was taken.
     """
     from engine.cli.places import required_store
-    from engine.store import runs
+    from engine.errors import SpecError
+    from engine.store import checkpoints, runs
     from engine.store import samples as store
+    from engine.store.tables import RunId
+
+    if best and step is not None:
+        raise SpecError("--best and --step exclude each other: keep one")
 
     with required_store().read() as session:
         run = runs.find(session, handle)
-        found = store.of_run(session, run.id, step=step, split=split, best=best, limit=limit)
+        if best:
+            step = checkpoints.find(session, run, "best").step
+        found = store.of_run(session, RunId(run.id), step=step, split=split, kind=kind, limit=limit)
         rows = [
             {field: getattr(row, field) for field in ("step", "kind", "split", "item", "score", "text", "data")}
             for row in found

@@ -28,7 +28,7 @@ def specs(context: typer.Context, as_json: AsJson = False) -> None:
         return
     from engine.cli.places import existing_store
     from engine.clock import utc_now
-    from engine.store import runs
+    from engine.store import specs as store
 
     db, now = existing_store(), utc_now()
     rows: list[dict[str, Any]] = []
@@ -36,7 +36,7 @@ def specs(context: typer.Context, as_json: AsJson = False) -> None:
         with db.read() as session:
             rows = [
                 {"name": s.name, "revision": s.revision, "created_at": s.created_at, "content_hash": s.content_hash}
-                for s in runs.specs(session)
+                for s in store.listing(session)
             ]
     if as_json:
         answer_json(rows)
@@ -61,13 +61,13 @@ def show(
     """Print a spec as its author wrote it."""
     from engine.cli.places import required_store
     from engine.errors import NotFound
-    from engine.store import runs
+    from engine.store import specs as store
 
     wanted, _, revision = name.partition("@")
     if revision and not revision.isdigit():
         raise NotFound(f"{name!r}: a revision is a number, as in {wanted}@3")
     with required_store().read() as session:
-        found = runs.find_spec(session, wanted, int(revision) if revision else None)
+        found = store.find(session, wanted, int(revision) if revision else None)
         source, resolved = found.source, found.resolved
     if as_json:
         answer_json(resolved)

@@ -37,11 +37,11 @@ def submit(
     Without a worker elsewhere the run is carried out here, with live progress; Ctrl-C stops it at a checkpoint.
     """
     from engine.cli.compiling import compiled
-    from engine.cli.places import store
+    from engine.cli.places import store, the_settings
     from engine.cli.preflight import check
 
     variants = compiled(spec, overrides or [], tiny=tiny)
-    check([variant.loaded.experiment for variant in variants])
+    check(variants, embedded=the_settings().embedded)
     db = store()
     runs = [queue(db, v, tiny=tiny, no_cache=no_cache, priority=priority, tags=tag, note=note) for v in variants]
     for run in runs:
@@ -61,6 +61,7 @@ def queue(
 ) -> Run:
     """Store one variant as a run with its stages ready; the announcement is in the outbox."""
     from engine.cli import provenance
+    from engine.cli.models import with_models
     from engine.clock import utc_now
     from engine.functions.sources import Sources
     from engine.store import runs
@@ -79,11 +80,12 @@ def queue(
         packages=captured.packages,
         hardware=captured.hardware,
         tiny=tiny,
-        functions_hash=Sources.of(experiment.dataset).hash,
+        functions_hash=Sources.of(variant.loaded.resolved["dataset"]).hash,
         no_cache=no_cache,
+        max_attempts=experiment.retries.max_attempts,
     )
-    with db.write() as session:
-        return runs.submit(session, variant.plan, submission, now=utc_now())
+    plan = with_models(variant.plan, experiment.model.name)
+    return db.transact(lambda session: runs.submit(session, plan, submission, now=utc_now()))
 
 
 def carry_out(db: Database, runs: list[Run], *, wait: bool | None) -> None:
@@ -94,6 +96,7 @@ def carry_out(db: Database, runs: list[Run], *, wait: bool | None) -> None:
     from engine.cli.following import exit_code, foreground
     from engine.cli.outcome import tell
     from engine.cli.places import the_settings
+    from engine.store.tables import RunId
     from workers import dispatch
 
     settings = the_settings()
@@ -101,11 +104,12 @@ def carry_out(db: Database, runs: list[Run], *, wait: bool | None) -> None:
     needs_worker = settings.embedded and not dispatch.find_alive(settings)
     worst = 0
     for run in runs:
-        worker = dispatch.start_worker(settings, run_id=run.id) if needs_worker else None
+        run_id = RunId(run.id)
+        worker = dispatch.start_worker(settings, run_id=run_id) if needs_worker else None
         if wait is False or (wait is None and worker is None):
             talk(f"{run.handle} is queued: `rlx watch {run.handle}` follows it")
             continue
-        followed = foreground(db, run.id, run.handle, worker)
-        tell(db, run.id, followed)
+        followed = foreground(db, run_id, run.handle, worker)
+        tell(db, run_id, followed)
         worst = max(worst, exit_code(followed))
     raise typer.Exit(worst)

@@ -1,0 +1,79 @@
+"""Models and checkpoints that earlier runs made, turned into the directories that a plan names.
+
+Stages know no store: what `run:<handle>@<label>` means is settled when a plan is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import ModelError, NotFound
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from engine.plan.stage import Plan
+    from engine.store.tables import Run
+
+PREFERRED = ("policy", "generator")
+"""Which of a checkpoint's models is meant where it holds several."""
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """One checkpoint of a run."""
+
+    handle: str
+    step: int
+    path: Path
+    sha256: str
+
+
+def with_models(plan: Plan, model_name: str) -> Plan:
+    """The plan with a `run:` model resolved; any other plan as it is. Raises NotFound or ModelError."""
+    if not model_name.startswith("run:"):
+        return plan
+    from engine.cli.places import required_store
+    from engine.store import runs
+
+    handle, _, label = model_name.removeprefix("run:").partition("@")
+    # `run:@last@best`: the handle itself may begin with an @.
+    if not handle:
+        last, _, label = label.partition("@")
+        handle = f"@{last}"
+    with required_store().read() as session:
+        found = checkpoint(session, runs.find(session, handle), label or "best")
+    extra = {"model_path": str(model_folder(found.path)), "model_sha256": found.sha256}
+    stages = [
+        replace(stage, extra={**stage.extra, **extra}) if stage.kind == "lm.prepare" else stage for stage in plan.stages
+    ]
+    return replace(plan, stages=tuple(stages))
+
+
+def checkpoint(session: Session, run: Run, label: str) -> FoundCheckpoint:
+    """The checkpoint of a run by its label (`best`, `latest`, `step-40`). Raises NotFound where it is gone, too."""
+    from engine.store import checkpoints
+
+    found = checkpoints.find(session, run, label)
+    path = Path(found.uri.removeprefix("file://"))
+    if not path.is_dir():
+        raise NotFound(f"the checkpoint step-{found.step} of {run.handle} is gone from {path}")
+    return FoundCheckpoint(run.handle, found.step, path, found.sha256)
+
+
+def model_folder(path: Path) -> Path:
+    """The Hugging Face directory in a checkpoint. Raises ModelError where there is none, or no telling which."""
+    folders = sorted(folder.parent for folder in path.glob("*/*config.json"))
+    names: Sequence[str] = list(dict.fromkeys(folder.name for folder in folders))
+    for name in (*PREFERRED, *(names if len(names) == 1 else ())):
+        if name in names:
+            return path / name
+    raise ModelError(f"{path} holds no model, or none called {' or '.join(PREFERRED)}: {', '.join(names) or 'nothing'}")
+
+
+def as_extra(found: FoundCheckpoint) -> dict[str, Any]:
+    """The checkpoint as an evaluating stage is told of it."""
+    return {"checkpoint": {"path": str(found.path), "sha256": found.sha256, "step": found.step, "run": found.handle}}
