@@ -22,7 +22,7 @@ check: $(VENV)/.dev  ## lint, types, import contracts, migrations, shipped specs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m engine.store.schema check
-	$(BIN)/rlx validate specs/*.yaml
+	@for spec in specs/*.yaml; do $(BIN)/rlx validate $$spec || exit 1; done
 	$(BIN)/rlx schema --markdown | diff -u docs/spec-reference.md -
 
 bench: $(VENV)/.dev  ## the measured promises, each beside a peer in one run
