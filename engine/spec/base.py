@@ -62,8 +62,9 @@ def parse_size(value: Any) -> int:
     if found is None:
         raise complaint(f"{value!r} is not a size: write 512MiB, 20GiB, 1.5GB, or a whole number of bytes")
     count, prefix = found.groups()
-    base = 1024 if prefix and prefix.endswith("i") else 1000
-    return round(float(count) * base ** (_PREFIXES.index(prefix[0]) + 1 if prefix else 0))
+    base: int = 1024 if prefix and prefix.endswith("i") else 1000
+    factor = base ** (_PREFIXES.index(prefix[0]) + 1) if prefix else 1
+    return round(float(count) * factor)
 
 
 Duration = Annotated[

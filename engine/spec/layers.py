@@ -26,6 +26,8 @@ class Layers:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self.incomplete = False
+        """Whether a layer could not be read, so that what is missing may have stood there."""
         self.sources: dict[Path, str] = {}
         self._trees: dict[Path, Node | None] = {}
         self._hashes: dict[Path, str] = {}
@@ -40,6 +42,7 @@ class Layers:
             return None
         tree = self.read(path, wanted, "extends")
         if tree is None:
+            self.incomplete = True
             return None
         below = self._extended(tree, path, (*chain, real))
         tree = tree.without("extends")
@@ -103,17 +106,22 @@ class Layers:
         if name is None or not isinstance(name.value, str):
             if name is not None and name.value is not None:
                 self.problems.append(placed("dataset.file must be a file's name", "dataset.file", name.where))
+                self.incomplete = True
             return inline
         tree = self.read(located(name), name.where, "dataset.file")
         if tree is None:
-            return inline.with_key("items", UNREAD)
+            return self._unread(inline)
         if tree.get("dataset") is not None and tree.get("items") is None:
             message = (
                 f"{name.value} is an experiment, not a dataset: name the file that its `dataset` names, or extend it"
             )
             self.problems.append(placed(message, "dataset.file", name.where))
-            return inline.with_key("items", UNREAD)
+            return self._unread(inline)
         return merge(tree, inline, ("dataset",))
+
+    def _unread(self, inline: Node) -> Node:
+        self.incomplete = True
+        return inline
 
     def absolute(self, root: Node) -> Node:
         """The tree with every path of data and models absolute, and the hashes of data files filled in."""
@@ -154,10 +162,6 @@ class Layers:
             with file.open("rb") as stream:
                 self._hashes[file] = hashlib.file_digest(stream, "sha256").hexdigest()
         return self._hashes[file]
-
-
-UNREAD = Node((Node({}),))
-"""Stands for items that could not be read, so that their absence is not complained about as well."""
 
 
 def overlay(below: Node, above: Node) -> Node:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from engine.errors import Problem, SpecError
 from engine.spec import signatures
 from engine.spec.base import SpecModel
-from engine.spec.diagnostics import in_order, placed, problems_of
+from engine.spec.diagnostics import in_order, meant_tag, placed, problems_of
 from engine.spec.experiment import Experiment, experiment_type, inconsistencies
 from engine.spec.layers import Layers, overlay
 from engine.spec.overrides import layer
 from engine.spec.secrets import check_secrets
-from engine.spec.sweep import Point, Sweep, read_sweep
+from engine.spec.sweep import Sweep, read_sweep
 from engine.spec.tree import Node, Origin, Where, from_plain, leaves, plain
 from engine.spec.upgrade import upgraded
 
@@ -43,11 +43,11 @@ class Loaded:
     origin: Mapping[str, Where]
     """Where each path was written."""
     overrides: tuple[str, ...] = ()
-    """What was laid over the file: the command line's, then this variant's point of the sweep."""
+    """What was laid over the files: the command line's overrides, then this variant's point of the sweep."""
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """The values of each swept key; empty where nothing is swept."""
     swept: tuple[Loaded, ...] = ()
-    """One experiment for each point of the sweep."""
+    """One experiment for each point of the sweep; this one is the first of them."""
 
     def variants(self) -> tuple[Loaded, ...]:
         """The experiments to run: those of the sweep, or this one."""
@@ -58,7 +58,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, methods: Mapping[str, typ
     """The experiment that the file at `path` describes, under these overrides.
 
     `methods` are the configs that `algorithm` may be. Raises SpecError with every problem found, each with its
-    file, line and column or the override it stands in.
+    file, line and column, or the override it stands in.
     """
     return _Loading(Path(path), tuple(overrides), methods).run()
 
@@ -67,17 +67,18 @@ def load_resolved(resolved: Mapping[str, Any], methods: Mapping[str, type[SpecMo
     """The experiment of a stored run. Raises SpecError if this rlx does not understand it."""
     root, problems = upgraded(from_plain(resolved))
     experiment, found = _validated(root, experiment_type(methods))
-    if experiment is None or problems or found:
-        raise SpecError(in_order([*problems, *found]))
+    if experiment is None or problems:
+        raise SpecError(in_order(problems or found))
     return experiment
 
 
 class _Loading:
+    """One call of `load`."""
+
     def __init__(self, path: Path, overrides: tuple[str, ...], methods: Mapping[str, type[SpecModel]]) -> None:
         self._path, self._overrides = path, overrides
         self._type = experiment_type(methods)
         self._layers = Layers()
-        self._checked: dict[str, list[Problem]] = {}
 
     def run(self) -> Loaded:
         root = self._layers.spec(self._path)
@@ -88,18 +89,17 @@ class _Loading:
         sweep, found = self._sweep(root)
         problems += found
         root = root.without("sweep")
-        whole, found = self._build(root, self._overrides)
-        problems += found
-        swept = []
-        for point in sweep.points() if sweep.axes else ():
-            variant, found = self._build(overlay(root, point.layer), (*self._overrides, *point.overrides))
-            problems += [_in_point(problem, point) for problem in found if problem not in problems]
-            swept.append(variant)
-        problems = [*self._layers.problems, *problems]
-        if whole is None or problems:
-            raise SpecError(in_order(problems))
+        points = list(sweep.points())
+        built = [self._build(overlay(root, point.layer), (*self._overrides, *point.overrides)) for point in points]
+        problems += _attributed([found for _, found in built], [" ".join(point.overrides) for point in points])
+        problems = in_order([*self._layers.problems, *problems])
+        if problems:
+            raise SpecError(problems)
+        variants = tuple(loaded for loaded, _ in built if loaded is not None)
+        if not sweep.axes:
+            return variants[0]
         axes = {key: tuple(plain(value) for value in values) for key, values in sweep.axes}
-        return _with_sweep(whole, axes, tuple(variant for variant in swept if variant is not None))
+        return replace(variants[0], sweep=axes, swept=variants)
 
     def _sweep(self, root: Node) -> tuple[Sweep, list[Problem]]:
         block = root.get("sweep")
@@ -109,26 +109,23 @@ class _Loading:
         """One experiment from one tree, or what is wrong with it."""
         root = self._layers.complete(root)
         written = frozenset(leaves(root))
-        root = self._layers.absolute(root)
-        root, problems = upgraded(root)
-        problems += check_secrets(root)
-        problems += self._functions(root)
-        experiment, found = _validated(root, self._type, ignore_version=bool(problems))
-        problems += found
+        root, problems = upgraded(self._layers.absolute(root))
+        problems += [*check_secrets(root), *self._functions(root)]
+        experiment, found = _validated(root, self._type, incomplete=self._layers.incomplete)
+        # An absent or wrong version was already reported, and better.
+        problems += [problem for problem in found if problem.path != "version"]
         if experiment is None or problems:
             return None, problems
-        return (
-            Loaded(
-                experiment=experiment,
-                source=next(iter(self._layers.sources.values())),
-                resolved=experiment.model_dump(mode="json"),
-                files=tuple(self._layers.sources),
-                set_paths=written,
-                origin=Origin(root),
-                overrides=overrides,
-            ),
-            [],
+        loaded = Loaded(
+            experiment=experiment,
+            source=next(iter(self._layers.sources.values())),
+            resolved=experiment.model_dump(mode="json"),
+            files=tuple(self._layers.sources),
+            set_paths=written,
+            origin=Origin(root),
+            overrides=overrides,
         )
+        return loaded, []
 
     def _functions(self, root: Node) -> list[Problem]:
         problems = []
@@ -154,25 +151,35 @@ class _Loading:
 
 
 def _validated(
-    root: Node, model: type[Experiment], *, ignore_version: bool = False
+    root: Node, model: type[Experiment], *, incomplete: bool = False
 ) -> tuple[Experiment | None, list[Problem]]:
+    """The experiment, unless there are problems."""
     try:
         # As JSON, since strict validation then still takes a list for a tuple.
         experiment = model.model_validate_json(json.dumps(plain(root)))
     except ValidationError as error:
-        found = problems_of(error, root, model)
-        return None, [p for p in found if not _known(p, ignore_version)]
+        problems = problems_of(error, root, model, incomplete=incomplete)
+        if meant := meant_tag(error):  # judge the rest of the block as what was meant
+            block, key, tag = meant
+            problems += [
+                problem
+                for problem in _validated(_with_tag(root, block, key, tag), model, incomplete=incomplete)[1]
+                if problem.path.startswith(f"{block}.")
+            ]
+        return None, problems
+    if incomplete:
+        return experiment, []
     places = Origin(root)
-    return experiment, [
-        placed(message, path, _closest(places, path) or root.where) for path, message in inconsistencies(experiment)
-    ]
+    problems = [placed(text, path, _nearest(places, path) or root.where) for path, text in inconsistencies(experiment)]
+    return (None if problems else experiment), problems
 
 
-def _known(problem: Problem, version_was_refused: bool) -> bool:
-    return version_was_refused and problem.path == "version"
+def _with_tag(root: Node, block: str, key: str, tag: str) -> Node:
+    node = root.get(block)
+    return root if node is None else root.with_key(block, node.with_key(key, Node(tag, node.where)))
 
 
-def _closest(places: Mapping[str, Where], path: str) -> Where | None:
+def _nearest(places: Mapping[str, Where], path: str) -> Where | None:
     """The place of a path, or of the nearest block around it that was written."""
     while path:
         if path in places:
@@ -181,13 +188,10 @@ def _closest(places: Mapping[str, Where], path: str) -> Where | None:
     return None
 
 
-def _in_point(problem: Problem, point: Point) -> Problem:
-    from dataclasses import replace
-
-    return replace(problem, message=f"with {' '.join(point.overrides)}: {problem.message}")
-
-
-def _with_sweep(whole: Loaded, axes: Mapping[str, tuple[Any, ...]], swept: tuple[Loaded, ...]) -> Loaded:
-    from dataclasses import replace
-
-    return replace(whole, sweep=axes, swept=swept) if axes else whole
+def _attributed(found: Sequence[Sequence[Problem]], names: Sequence[str]) -> list[Problem]:
+    """The problems of several variants: those of all of them once, the others with the variant's name."""
+    everywhere = [problem for problem in found[0] if all(problem in others for others in found)]
+    problems = list(everywhere)
+    for own, name in zip(found, names, strict=True):
+        problems += [replace(p, message=f"with {name}: {p.message}") for p in own if p not in everywhere]
+    return problems

@@ -135,9 +135,8 @@ class Model(SpecModel):
         elif not name.startswith((".", "/", "~")) and not _HUB.fullmatch(name):
             known = difflib.get_close_matches(scheme, ("scratch", "run"), n=1) if colon else []
             hint = f" Did you mean {known[0]}:{rest}?" if known else ""
-            raise complaint(
-                f"{name!r} is no model: write scratch:<preset>, a hub id (org/name), a path, or run:<handle>@<label>.{hint}"
-            )
+            forms = "scratch:<preset>, a hub id (org/name), a path, or run:<handle>@<label>"
+            raise complaint(f"{name!r} is no model: write {forms}.{hint}")
         return name
 
     @model_validator(mode="after")

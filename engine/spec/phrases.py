@@ -7,10 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.spec.shapes import names_of as tags_of
-
-__all__ = ["listed", "missing", "no_tag", "tags_of", "unknown_key", "unknown_tag", "worded"]
-
 _SYNONYMS: Mapping[str, str] = {
     "algo": "algorithm",
     "batch": "batch_size",
@@ -54,16 +50,11 @@ _EMPTY = ("none", "nil", "undefined", "n/a")
 
 def close_to(word: str, known: Sequence[str]) -> str | None:
     """The known word that was probably meant."""
-    for variant in (
-        word,
-        word.lower(),
-        word.replace("-", "_").lower(),
-        re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", word).lower(),
-    ):
+    snake = re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", word).replace("-", "_").lower()
+    for variant in (word, word.lower(), snake):
         if variant in known:
             return variant
-    meant = _SYNONYMS.get(word.lower().replace("-", "_"))
-    if meant in known:
+    if (meant := _SYNONYMS.get(snake)) in known:
         return meant
     found = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
     return found[0] if found else None
@@ -72,21 +63,14 @@ def close_to(word: str, known: Sequence[str]) -> str | None:
 def unknown_key(key: str, parent: str, known: Sequence[str], elsewhere: Sequence[str]) -> str:
     """A key that is not one of those that may stand here."""
     block = parent or "a spec"
-    if elsewhere and difflib.get_close_matches(key, known, n=1, cutoff=0.85) == []:
+    close = close_to(key, known)
+    if elsewhere and (close is None or not difflib.get_close_matches(key, known, n=1, cutoff=0.85)):
         hint = f"It belongs to {_or([_parent_of(place) for place in elsewhere[:3]])}: move it there."
-    elif close := close_to(key, known):
+    elif close is not None:
         hint = f"Did you mean {close!r}?"
     else:
         hint = f"Its keys are {', '.join(known)}." if known else ""
     return f"{key!r} is not a key of {block}. {hint}".rstrip()
-
-
-def missing(path: str, written: Sequence[str]) -> str:
-    """A key that must be there."""
-    key = path.rpartition(".")[2]
-    close = [word for word in written if close_to(word, [key])]
-    hint = f": is {close[0]!r} meant for it?" if close else ": add it"
-    return f"{path} is missing{hint}"
 
 
 def no_tag(block: str, key: str, tags: Sequence[str]) -> str:
@@ -123,7 +107,8 @@ def worded(kind: str, path: str, detail: Mapping[str, Any], *, nullable: bool) -
             return f"{name} must be at most {context['le']}, not {shown(value)}"
         case "too_short":
             count = context["min_length"]
-            return f"{name} is {'empty' if not context['actual_length'] else 'too short'}: it needs at least {count} {'entry' if count == 1 else 'entries'}"
+            state = "too short" if context["actual_length"] else "empty"
+            return f"{name} is {state}: it needs at least {count} {'entry' if count == 1 else 'entries'}"
         case "too_long":
             return f"{name} has more than {context['max_length']} entries"
         case "string_too_short":

@@ -129,6 +129,8 @@ class _Reader:
             yield from yaml.parse(self._text, Loader=_LOADER)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
+            if error.problem == "found unexpected end of stream" and error.context_mark is not None:
+                mark = error.context_mark  # where the quote opens, not where the file ends
             where = self._place(min(mark.index, len(self._text))) if mark else Where(self._file)
             line = self._line(where.line)
             self._fail(explained(error, line), where)

@@ -52,8 +52,10 @@ def names_of(model: type[BaseModel]) -> tuple[str, ...]:
     return get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
 
 
-def places_of(key: str, models: Iterable[type[BaseModel]], prefix: str = "", depth: int = 6) -> Iterator[str]:
-    """Dotted paths at which `key` is a field, below these models."""
+def places_of(
+    key: str, models: Iterable[type[BaseModel]], chosen: str, prefix: str = "", depth: int = 6
+) -> Iterator[str]:
+    """Dotted paths at which `key` is a field, below these models; of several named ones only below `chosen`."""
     if depth == 0:
         return
     for model in models:
@@ -61,7 +63,9 @@ def places_of(key: str, models: Iterable[type[BaseModel]], prefix: str = "", dep
             path = f"{prefix}.{name}" if prefix else name
             if name == key:
                 yield path
-            yield from places_of(key, Shape.of(field.annotation).models, path, depth - 1)
+            shape = Shape.of(field.annotation)
+            shape = (shape.tagged(chosen) or shape) if len(shape.models) > 1 else shape
+            yield from places_of(key, shape.models, chosen, path, depth - 1)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -99,7 +99,8 @@ def _arity(name: str, function: _Def | ast.Lambda) -> Iterator[Finding]:
         yield Finding(f"{name}({taken}) is called as {call(name)}: it takes no {lacking}", *place)
     elif required > len(wanted):
         extra = positional[len(wanted)]
-        message = f"{name} is called as {call(name)}: nothing is handed over for {extra.arg!r}, so remove it or give it a default"
+        advice = "remove it, or give it a default"
+        message = f"{name} is called as {call(name)}, with nothing for {extra.arg!r}: {advice}"
         yield Finding(message, extra.lineno, extra.col_offset + 1)
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         if default is None:

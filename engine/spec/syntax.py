@@ -14,12 +14,17 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
     (r"did not find expected '-' indicator", "the indentation does not match the list above"),
     (r"found unexpected end of stream", "a quote is opened and never closed"),
     (r"did not find expected ',' or '([\]}])'|expected ',' or '([\]}])'", "a comma or the closing bracket is missing"),
-    (r"found character .* that cannot start any token", "this character starts no text: put the text in quotes"),
+    (
+        r"found character that cannot start any token|found character .* that cannot start",
+        "this character starts no text: put the text in quotes",
+    ),
     (r"found unknown escape character", "an unknown escape: use single quotes, or double the backslash"),
     (
         r"did not find expected comment or line break|expected chomping",
         "the text after `|` or `>` starts on the next line",
     ),
+    (r"did not find expected node content", "a value is missing here, or a stray bracket or comma"),
+    (r"block sequence entries are not allowed", "a list begins on its own line, indented under its key"),
     (r"found undefined tag handle", "a tag: a spec is plain data"),
     (r"found (duplicate|incompatible).*|%YAML|directive", "a directive: a spec has none"),
 )

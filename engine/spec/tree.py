@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-Scalar: TypeAlias = None | bool | int | float | str
+Scalar: TypeAlias = bool | int | float | str | None
 
 
 class Where(NamedTuple):
@@ -106,9 +106,14 @@ def merge(below: Node, above: Node, path: tuple[str, ...] = ()) -> Node:
         return above
     values, keys = dict(below.value), dict(below.keys)
     for key, value in above.value.items():
-        values[key] = merge(values[key], value, (*path, key)) if key in values else value
-        keys[key] = above.keys[key]
-    return Node(values, above.where, keys)
+        if key not in values:
+            values[key], keys[key] = value, above.keys[key]
+            continue
+        values[key] = merge(values[key], value, (*path, key))
+        if above.where.override is None or not isinstance(value.value, Mapping):
+            keys[key] = above.keys[key]
+    # A block stays where a file has it, even if an override reaches into it.
+    return Node(values, below.where if above.where.override is not None else above.where, keys)
 
 
 def _another(below: Node, above: Node) -> bool:
