@@ -60,6 +60,11 @@ def forget(session: Session, *, stage_id: StageId, number: int, steps: Collectio
     session.execute(delete(Checkpoint).where(Checkpoint.stage_id == stage_id, Checkpoint.step.in_(steps)))
 
 
+def of_stage(session: Session, stage_id: StageId) -> list[Checkpoint]:
+    """Every checkpoint of one stage, by step."""
+    return list(session.scalars(select(Checkpoint).where(Checkpoint.stage_id == stage_id).order_by(Checkpoint.step)))
+
+
 def of_run(session: Session, run_id: RunId) -> list[Checkpoint]:
     """Every checkpoint of the run, in plan order and then by step."""
     return list(

@@ -71,6 +71,14 @@ def bootstrap(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def scores_of(evaluation: NewEvaluation) -> list[list[float]]:
+    """The scores of each item that has any. Raises DataError where there is none, or one that is not finite."""
+    scores = [list(one.scores) for one in evaluation.items if len(one.scores)]
+    if not scores or not all(math.isfinite(score) for one in scores for score in one):
+        raise DataError(f"evaluation {evaluation.metric!r} at step {evaluation.step} needs finite scores, at least one")
+    return scores
+
+
 def record(
     session: Session,
     *,
@@ -85,9 +93,7 @@ def record(
 
     Raises StaleAttempt, and DataError for one without a score or with a score that is not finite.
     """
-    scores = [list(one.scores) for one in evaluation.items if len(one.scores)]
-    if not scores or not all(math.isfinite(score) for one in scores for score in one):
-        raise DataError(f"evaluation {evaluation.metric!r} at step {evaluation.step} needs finite scores, at least one")
+    scores = scores_of(evaluation)
     low, high = interval(scores)
     fenced(session, stage_id, number)
     values = {

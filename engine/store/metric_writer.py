@@ -38,6 +38,7 @@ _SLICE = 100
 _ROWS = (512, 64, 8, 1)
 """Rows a statement. One statement for many rows runs without the interpreter's lock from end to end, where
 `executemany` would beg for it back after every row, and wait long for it beside a busy training loop."""
+_CHUNK = 1024
 _LONGEST_KEY = 255
 
 _UPSERT = " ON CONFLICT (series_id, step) DO UPDATE SET value = excluded.value, time = excluded.time"
@@ -236,7 +237,7 @@ def _chunks(points: Points, series: Mapping[str, int]) -> Iterator[list[Row]]:
         series_id = series[key]
         for step, (value, time) in by_step.items():
             rows.append((series_id, step, value, time))
-            if len(rows) == _ROWS[0]:
+            if len(rows) == _CHUNK:
                 yield rows
                 rows = []
     if rows:

@@ -62,13 +62,15 @@ def add(
     session.execute(insert(session, Sample).on_conflict_do_nothing(), rows)
 
 
-def rewind(session: Session, *, stage_id: StageId, number: int, step: int) -> int:
-    """Delete what earlier attempts sampled after `step`, to which attempt `number` has gone back; how many.
+def rewind(session: Session, *, stage_id: StageId, number: int, attempt: int, sampled: int) -> int:
+    """Delete what earlier attempts sampled after the point to which attempt `number` has gone back; how many.
 
-    The attempt will sample it again, and a sample must not be there twice. Raises StaleAttempt.
+    That point is a checkpoint of `attempt` (0: the very beginning), written after its first `sampled` samples.
+    What came later will be sampled again, and must not be there twice. Raises StaleAttempt.
     """
     fenced(session, stage_id, number)
-    doomed = (Sample.stage_id == stage_id) & (Sample.attempt < number) & (Sample.step > step)
+    later = (Sample.attempt > attempt) | ((Sample.attempt == attempt) & (Sample.sequence >= sampled))
+    doomed = (Sample.stage_id == stage_id) & (Sample.attempt < number) & later
     count = session.scalar(select(func.count()).select_from(Sample).where(doomed)) or 0
     if count:
         session.execute(delete(Sample).where(doomed).execution_options(synchronize_session=False))

@@ -36,6 +36,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_locks")),
     )
     op.create_table(
+        "metrics",
+        sa.Column("series_id", BIG_ID, autoincrement=False, nullable=False),
+        sa.Column("step", BIG_ID, autoincrement=False, nullable=False),
+        sa.Column("value", sa.Float(precision=53), nullable=True),
+        sa.Column("time", sa.Float(precision=53), nullable=False),
+        sa.PrimaryKeyConstraint("series_id", "step", name=op.f("pk_metrics")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "specs",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
@@ -315,22 +324,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("worker_id", "device", name=op.f("uq_leases_worker_id_device")),
     )
     op.create_index(op.f("ix_leases_attempt_id"), "leases", ["attempt_id"], unique=False)
-    op.create_table(
-        "metrics",
-        sa.Column("series_id", BIG_ID, autoincrement=False, nullable=False),
-        sa.Column("step", BIG_ID, autoincrement=False, nullable=False),
-        sa.Column("value", sa.Float(precision=53), nullable=True),
-        sa.Column("time", sa.Float(precision=53), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["series_id"], ["series.id"], name=op.f("fk_metrics_series_id_series"), ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("series_id", "step", name=op.f("pk_metrics")),
-        sqlite_with_rowid=False,
-    )
 
 
 def downgrade() -> None:
-    op.drop_table("metrics")
     op.drop_index(op.f("ix_leases_attempt_id"), table_name="leases")
     op.drop_table("leases")
     op.drop_index(op.f("ix_stage_inputs_producer_id"), table_name="stage_inputs")
@@ -365,5 +361,6 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_workers_heartbeat_at"), table_name="workers")
     op.drop_table("workers")
     op.drop_table("specs")
+    op.drop_table("metrics")
     op.drop_table("locks")
     op.drop_table("artifacts")
