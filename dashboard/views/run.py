@@ -1,0 +1,145 @@
+"""One run: how it stands, its plan with live stage states, and tabs for all that it left behind."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard import evidence, parts, plan_chart, queries, state, wording
+from dashboard.queries import RunDetail, StageRow
+from dashboard.state import BOUND
+from dashboard.tabs import checkpoints, evaluations, logs, metrics, samples, spec
+
+TABS = {
+    "Metrics": metrics.show,
+    "Samples": samples.show,
+    "Evaluations": evaluations.show,
+    "Checkpoints": checkpoints.show,
+    "Logs": logs.show,
+    "Spec": spec.show,
+}
+
+
+def page() -> None:
+    run = choose()
+    if run is None:
+        return
+    if run.status in wording.ACTIVE:
+        watched(run.handle, run.status)
+    else:
+        standing(run.handle)
+    for name, tab in zip(TABS, st.tabs(list(TABS), key="tab", bind=BOUND), strict=True):
+        if tab.open:
+            with tab:
+                TABS[name](run)
+
+
+def choose() -> RunDetail | None:
+    """The run that the URL names, or else the newest; its handle is the page's title, and a box beside it leads on."""
+    with parts.reading() as session:
+        offered = queries.newest(session)
+        offered += parts.named_by_url(session, state.RUN, besides=offered)
+    if not offered:
+        st.title("Run")
+        parts.empty("There are no runs yet. This makes one:", "rlx submit specs/best_lang.yaml")
+        return None
+    title, other, choice = st.columns([6, 2, 3], vertical_alignment="center")
+    handle = choice.selectbox("Run", offered, key=state.RUN, bind=BOUND, label_visibility="collapsed")
+    with parts.reading() as session:
+        run = queries.run(session, handle)
+        sibling = queries.sibling(session, run)
+    title.title(wording.plain(run.handle))
+    if sibling is not None:
+        with other.container(horizontal=True, horizontal_alignment="right"):
+            st.page_link(
+                state.COMPARE_PAGE,
+                label="Compare",
+                icon=":material/compare_arrows:",
+                help=f"Beside {sibling}, the run before it",
+                query_params=state.compare_link(sibling, run.handle),
+            )
+    return run
+
+
+@st.fragment(run_every=state.LIVE_S)
+def watched(handle: str, status: str) -> None:
+    """What changes while a run is at work, read again every few seconds; the whole page once its status changes."""
+    if standing(handle).status != status:
+        st.rerun()
+
+
+def standing(handle: str) -> RunDetail:
+    """How the run stands: status, tiles, plan, and what went wrong."""
+    with parts.reading() as session:
+        run = queries.run(session, handle)
+        stages = queries.stages_of(session, run.id)
+        evaluations = evidence.evaluations_of(session, run.id)
+    cost, means = evidence.costs(evaluations), [row.mean for row in evidence.leading(evaluations)]
+    now = parts.now()
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        parts.status_badge(run.status)
+        parts.tag_badges([*run.tags, *(["tiny"] if run.tiny else [])])
+        st.caption(wording.plain(_summary(run)), width="content")
+    if run.notes:
+        parts.said(run.notes)
+    remaining = next((left for stage in stages if (left := stage.remaining(now)) is not None), None)
+    parts.tiles(
+        [
+            ("Best score", wording.score(max(means, default=None)), "The highest mean of an evaluation of `score`"),
+            ("Last score", wording.score(means[-1] if means else None), "The mean of the last evaluation of `score`"),
+            ("Episodes", wording.count(cost.get("scored_episodes")), "Scored until the last evaluation"),
+            ("Tokens", wording.count(cost.get("generated_tokens")), "Generated until the last evaluation"),
+            (
+                "Took" if run.status not in wording.ACTIVE else "Running for",
+                wording.duration(run.seconds(now)),
+                f"Submitted {wording.stamp(run.submitted_at)}",
+            ),
+            ("Progress", wording.percent(queries.progress(stages)), _left(remaining)),
+        ]
+    )
+    parts.chart(plan_chart.plan(stages, parts.ink(), now), "plan", alt=_told(stages), fixed=True)
+    if any(stage.error for stage in stages):
+        failures(run, stages)
+    return run
+
+
+def _summary(run: RunDetail) -> str:
+    by = f"by {run.user} " if run.user else ""
+    return wording.joined(
+        [
+            run.spec,
+            run.method,
+            run.model,
+            f"seed {run.seed}",
+            f"submitted {by}{wording.ago(run.submitted_at, parts.now())}",
+        ]
+    )
+
+
+def _left(remaining: float | None) -> str:
+    each = "Every stage counts the same."
+    return each if remaining is None else f"{wording.duration(remaining)} left of the stage at work. {each}"
+
+
+def _told(stages: list[StageRow]) -> str:
+    return "The run's plan: " + "; ".join(f"{stage.name} {stage.status}" for stage in stages)
+
+
+def failures(run: RunDetail, stages: list[StageRow]) -> None:
+    """Why stages failed, and what to do about it."""
+    for stage in stages:
+        if not stage.error:
+            continue
+        cause = stage.cause or "internal"
+        with st.container(border=True):
+            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                parts.status_badge(stage.status)
+                st.markdown(f"**{wording.plain(stage.name)}** · `{cause}`")
+            parts.shown(stage.error)
+            st.write(wording.ADVICE.get(cause, wording.ADVICE["internal"]))
+            if cause in wording.MENDED_BY_RESUME:
+                parts.command(f"rlx resume {run.handle}")
+            else:
+                parts.command(f"rlx show {run.handle}")
+
+
+page()
