@@ -138,8 +138,8 @@ class Ranker:
                 want=("last",),
             ).to(self.device)
             counts = [len(rows[i].candidates) for i in going]
-            of_online = self._squashed(self.critic(packed))[packed.last].cpu().split(counts)
-            of_target = self._squashed(self.target(packed))[packed.last].cpu().split(counts)
+            of_online = torch.split(self._squashed(self.critic(packed))[packed.last].cpu(), counts)
+            of_target = torch.split(self._squashed(self.target(packed))[packed.last].cpu(), counts)
             for place, first, second in zip(going, of_online, of_target, strict=True):
                 online[place], target[place] = first, second
         values, present = padded(online, width)

@@ -83,7 +83,7 @@ class ArcherTrainer:
         return metrics
 
     def _play(self, *, epsilon: float) -> tuple[list[Group], list[float]]:
-        """This iteration's decisions in every environment; returns them as the generator sees them, and final scores."""
+        """This iteration's decisions in every environment; returns them as groups, and final scores."""
         speaker = self.speakers[TRAIN]
         speaker.sampler.refresh()
         groups: list[Group] = []

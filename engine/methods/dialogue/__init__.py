@@ -1,1 +1,1 @@
-"""Playing a dataset with a language model: episodes, utterances, evaluation. Shared by the methods that train on them."""
+"""Playing a dataset with a language model: episodes, utterances, evaluation. Shared by methods that train on it."""

@@ -1,4 +1,4 @@
-"""The last stage: the best checkpoint and the untrained model, played on episodes that training never saw the luck of."""
+"""The last stage: the best checkpoint and the untrained model, on episodes whose luck training never saw."""
 
 from __future__ import annotations
 

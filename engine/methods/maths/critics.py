@@ -41,9 +41,12 @@ def track(target: nn.Module, online: nn.Module, *, tau: float) -> None:
     Only what `online` trains is touched: the rest has been equal from the start.
     """
     pairs = [
-        (kept, new) for kept, new in zip(target.parameters(), online.parameters(), strict=True) if new.requires_grad
+        (theirs, ours)
+        for theirs, ours in zip(target.parameters(), online.parameters(), strict=True)
+        if ours.requires_grad
     ]
-    kept, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    kept: list[Tensor] = [pair[0] for pair in pairs]
+    new: list[Tensor] = [pair[1] for pair in pairs]
     if tau == 1.0:
         torch._foreach_copy_(kept, new)
     else:

@@ -1,4 +1,4 @@
-"""What a spec may say about token-level PPO. Its numbers come from `methods/maths`, its episodes from `methods/dialogue`."""
+"""What a spec may say about token-level PPO. Numbers are `methods/maths`' part, episodes `dialogue`'s."""
 
 from __future__ import annotations
 

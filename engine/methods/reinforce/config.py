@@ -1,4 +1,4 @@
-"""What a spec may say about token-level REINFORCE. Numbers come from `methods/maths`, episodes from `methods/dialogue`."""
+"""What a spec may say about token-level REINFORCE. Numbers are `methods/maths`' part, episodes `dialogue`'s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token-level Reinforce's stages: make the model, train it, evaluate what came out. Light: code is named, not imported."""
+"""Token-level Reinforce's stages: make the model, train it, evaluate what came out. Light: names code, imports none."""
 
 from __future__ import annotations
 
