@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import os
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import DBAPIError, StatementError
+
+from engine.errors import Refused
+from engine.store import events
+from engine.store.session import Database
+from engine.store.tables import Event
+from tests.store.walk import Clock
+
+
+def _count(db: Database) -> int:
+    with db.read() as session:
+        return session.scalar(select(func.count()).select_from(Event)) or 0
+
+
+def test_a_write_is_there_after_its_block_and_not_if_the_block_raises(db: Database, clock: Clock) -> None:
+    with db.write() as session:
+        events.add(session, "test", "kept", now=clock())
+    with pytest.raises(RuntimeError):
+        _write_and_raise(db, clock)
+    assert _count(db) == 1
+
+
+def _write_and_raise(db: Database, clock: Clock) -> None:
+    with db.write() as session:
+        events.add(session, "test", "dropped", now=clock())
+        raise RuntimeError
+
+
+def test_a_reader_cannot_write(db: Database, clock: Clock) -> None:
+    with pytest.raises(DBAPIError, match=r"read-?\s?only"), db.read() as session:
+        events.add(session, "test", "no", now=clock())
+    with db.write() as session:  # and leaves no trace on the connection it borrowed
+        events.add(session, "test", "yes", now=clock())
+    assert _count(db) == 1
+
+
+def test_a_reader_sees_one_moment(db: Database, clock: Clock) -> None:
+    with db.read() as session:
+        before = session.scalar(select(func.count()).select_from(Event))
+        with db.write() as writer:
+            events.add(writer, "test", "meanwhile", now=clock())
+        assert session.scalar(select(func.count()).select_from(Event)) == before == 0
+    assert _count(db) == 1
+
+
+def test_writers_wait_for_each_other(db: Database, clock: Clock) -> None:
+    def count_up() -> None:
+        for _ in range(10):
+            with db.write() as session:
+                events.add(session, "test", "one", now=clock())
+
+    threads = [threading.Thread(target=count_up) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert _count(db) == 40
+
+
+def test_a_child_process_gets_connections_of_its_own(db: Database, clock: Clock) -> None:
+    with db.write() as session:
+        events.add(session, "test", "parent", now=clock())
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with db.write() as session:
+                events.add(session, "test", "child", now=clock())
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    with db.write() as session:
+        events.add(session, "test", "parent again", now=clock())
+    assert _count(db) == 3
+
+
+def test_times_are_aware_and_utc(db: Database) -> None:
+    with pytest.raises((ValueError, StatementError), match="time zone"), db.write() as session:
+        events.add(session, "test", "naive", now=datetime(2026, 3, 1, 12, 0))
+    tokyo = timezone(timedelta(hours=9))
+    with db.write() as session:
+        events.add(session, "test", "tokyo", now=datetime(2026, 3, 1, 21, 0, 0, 123456, tzinfo=tokyo))
+    with db.read() as session:
+        time = session.scalars(select(Event.time)).one()
+    assert time == datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+    assert time.utcoffset() == timedelta(0)
+
+
+def test_a_missing_table_points_to_the_upgrade(db: Database) -> None:
+    with pytest.raises(Refused, match="rlx db upgrade"), db.read() as session:
+        session.execute(text("SELECT * FROM nowhere"))
+
+
+def test_a_transaction_that_lost_is_run_again(db: Database) -> None:
+    tries = []
+
+    def work(session: object) -> str:
+        tries.append(session)
+        if len(tries) < 3:
+            raise _lost()
+        return "done"
+
+    assert db.transact(work) == "done"
+    assert len(tries) == 3
+    assert len(set(map(id, tries))) == 3
+
+
+def test_a_fault_of_the_query_is_not_tried_again(db: Database) -> None:
+    tries = []
+
+    def work(session: object) -> None:
+        tries.append(session)
+        raise DBAPIError("SELECT", {}, Exception("syntax"))
+
+    with pytest.raises(DBAPIError):
+        db.transact(work)
+    assert len(tries) == 1
+
+
+def _lost() -> DBAPIError:
+    class Deadlock(Exception):
+        sqlstate = "40P01"
+
+    return DBAPIError("UPDATE", {}, Deadlock())
