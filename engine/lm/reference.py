@@ -1,4 +1,4 @@
-"""Where the name of a model leads: `scratch:<preset>`, a hub id, a path, or `run:<handle>@<label>`.
+"""Where the name of a model leads: `scratch:<preset>`, `tiny:<id>`, a hub id, a path, or `run:<handle>@<label>`.
 
 Parsing is pure; `Source` is what the loaders take. Turning a run's checkpoint into a directory is left to
 whoever knows the store: it arrives here as a path.
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from engine.errors import ModelError
 
-Kind = Literal["scratch", "run", "path", "hub"]
+Kind = Literal["scratch", "tiny", "run", "path", "hub"]
 _HUB = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 
 
@@ -26,15 +26,17 @@ class Reference:
 
     kind: Kind
     name: str
-    """The preset, the run's handle, the path, or the hub id."""
+    """The preset, the run's handle, the path, the hub id, or the id that a tiny twin is of."""
     label: str | None = None
     """A run's checkpoint label, or a hub revision."""
 
 
 def parse(name: str, *, base: Path | None = None) -> Reference:
-    """Take a model's name apart. Raises ModelError for what can be none of the four forms."""
+    """Take a model's name apart. Raises ModelError for what can be none of these forms."""
     if name.startswith("scratch:"):
         return Reference("scratch", name.removeprefix("scratch:"))
+    if name.startswith("tiny:"):
+        return Reference("tiny", name.removeprefix("tiny:"))
     if name.startswith("run:"):
         handle, _, label = name.removeprefix("run:").partition("@")
         if not handle:

@@ -1,7 +1,7 @@
 """The stage `model`: turns the spec's model into something that later stages load.
 
 A scratch model gets a tokenizer trained on its warm-up text and a short training on it, and is written as
-a Hugging Face directory. Any other model is only resolved: `reference.json` says where it is, and its
+a Hugging Face directory; a tiny twin gets random weights. Any other model is only resolved: `reference.json` says where it is, and its
 weights are not copied. `open_model` reads either form back.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from engine.errors import ModelError, SpecError
-from engine.lm import chat, scratch
+from engine.lm import chat, scratch, tiny
 from engine.lm.encode import encode
 from engine.lm.learner import Learner, LearnerSettings, LossOutput
 from engine.lm.logprobs import token_logps
@@ -46,14 +46,17 @@ class Example:
 def prepare(ctx: StageContext) -> None:
     """Make or resolve the model of the spec; see the module."""
     model = Model.model_validate_json(json.dumps(ctx.config["model"]))
-    reference = parse(model.name)
+    reference, dataset = parse(model.name), ctx.config["dataset"]
     if reference.kind == "scratch":
         if model.warmup is None:
             raise SpecError(
                 f"model.name is {model.name}: a scratch model needs model.warmup, the text it first learns."
             )
-        dataset = ctx.config["dataset"]
         train_scratch(ctx, reference.name, model.warmup, tasks_of(dataset), system=dataset["system_prompt"])
+        return
+    if reference.kind == "tiny":
+        opening = [task.user for task in tasks_of(dataset)]
+        tiny.build(reference.name, opening, seed=derive(ctx.seed, "tiny")).save(ctx.output_dir)
         return
     path = ctx.extra.get("model_path", reference.name)
     if reference.kind == "run" and "model_path" not in ctx.extra:
