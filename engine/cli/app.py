@@ -30,12 +30,14 @@ from engine.cli import (
     submitting,
     worker,
 )
+from engine.cli.quick import QuickGroup
 from engine.errors import ExitCode
 
 app = typer.Typer(
     name="rlx",
     help="Experiments in reinforcement learning of language models: one spec, one command, a trained model.",
     no_args_is_help=True,
+    cls=QuickGroup,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

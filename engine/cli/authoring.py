@@ -9,15 +9,16 @@ import typer
 
 from engine.cli.arguments import Overrides, SpecFile
 from engine.cli.output import answer, answer_json, status, style, talk
+from engine.cli.quick import QuickCommand
 from engine.errors import ExitCode
 
 
 def register(root: typer.Typer) -> None:
     """Add these commands to `rlx`."""
-    root.command("init")(init)
-    root.command("validate")(validate)
-    root.command("schema")(schema)
-    root.command("plan")(plan)
+    root.command("init", cls=QuickCommand)(init)
+    root.command("validate", cls=QuickCommand)(validate)
+    root.command("schema", cls=QuickCommand)(schema)
+    root.command("plan", cls=QuickCommand)(plan)
 
 
 def init(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli.output import answer_json, number
+from engine.cli.quick import QuickCommand
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(root: typer.Typer) -> None:
     """Add `compare` to `rlx`."""
-    root.command("compare")(compare)
+    root.command("compare", cls=QuickCommand)(compare)
 
 
 def compare(
@@ -61,11 +62,13 @@ def subject(session: Session, handle: str) -> Subject:
     """What a comparison needs of one run."""
     from engine.compare.report import Evaluated, Subject
     from engine.store import evaluations, runs, stages
+    from engine.store.tables import RunId
 
     run = runs.find(session, handle)
-    places = {stage.id: (stage.name, stage.position) for stage in stages.for_run(session, run.id)}
+    run_id = RunId(run.id)
+    places = {stage.id: (stage.name, stage.position) for stage in stages.for_run(session, run_id)}
     rows = []
-    for row in evaluations.of_run(session, run.id):
+    for row in evaluations.of_run(session, run_id):
         name, position = places[row.stage_id]
         scores = {int(item): [float(score) for score in given] for item, given in row.items if given}
         if scores:

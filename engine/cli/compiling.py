@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from engine.plan.stage import Plan
     from engine.spec.base import SpecModel
     from engine.spec.load import Loaded
+    from engine.spec.tree import Where
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Compiled:
 
     loaded: Loaded
     plan: Plan
-    overrides: tuple[str, ...]
+    base: Mapping[str, Any] | None = None
+    """The resolved spec without overrides, by which revisions are told apart; None where it is no spec without them."""
 
 
 def compiled(path: Path, overrides: Sequence[str], *, tiny: bool = False) -> list[Compiled]:
@@ -29,39 +31,36 @@ def compiled(path: Path, overrides: Sequence[str], *, tiny: bool = False) -> lis
 
     Raises SpecError with every problem found.
     """
-    from engine.methods import registry
+    from engine.methods.registry import configs
     from engine.spec.load import load
     from engine.spec.overrides import expand
 
-    variants: list[Compiled] = []
-    for chosen in expand(list(overrides)):
-        for loaded in load(path, chosen, methods=registry.configs()).variants():
-            variants.append(compile_loaded(loaded, tiny=tiny, overrides=chosen))
-    return variants
+    chosen = [load(path, some, methods=configs()) for some in expand(list(overrides))]
+    base = _base(path, chosen[0], tiny=tiny)
+    return [compile_loaded(variant, tiny=tiny, base=base) for loaded in chosen for variant in loaded.variants()]
 
 
-def compile_loaded(loaded: Loaded, *, tiny: bool = False, overrides: Sequence[str] = ()) -> Compiled:
+def compile_loaded(loaded: Loaded, *, tiny: bool = False, base: Mapping[str, Any] | None = None) -> Compiled:
     """The plan of one loaded spec, or of its tiny twin."""
     from engine.methods import registry
 
-    chosen = loaded
-    if tiny:
-        from engine.methods.tiny import twin
-
-        chosen = twin(loaded)
+    sized = _sized(loaded, tiny)
     try:
-        plan = registry.plan(chosen.experiment, frozenset(loaded.set_paths))
+        registry.plan(loaded.experiment, frozenset(loaded.set_paths))
+        plan = registry.plan(sized.experiment)
     except SpecError as error:
         raise SpecError([located(problem, loaded.origin) for problem in error.problems]) from error
-    return Compiled(loaded=chosen, plan=plan, overrides=tuple(overrides))
+    return Compiled(loaded=sized, plan=plan, base=base)
 
 
-def located(problem: Problem, origin: Mapping[str, Any]) -> Problem:
+def located(problem: Problem, origin: Mapping[str, Where]) -> Problem:
     """`problem` with the place where the user wrote the field that it is about."""
+    from engine.spec.diagnostics import placed
+
     where = origin.get(problem.path)
     if problem.line is not None or where is None:
         return problem
-    return replace(problem, file=where.file, line=where.line, column=where.column)
+    return placed(problem.message, problem.path, where)
 
 
 def method_config(name: str) -> type[SpecModel]:
@@ -76,3 +75,23 @@ def method_config(name: str) -> type[SpecModel]:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     raise NotFound(f"no method is called {name!r}. {hint}There are {', '.join(sorted(known))}.")
+
+
+def _base(path: Path, loaded: Loaded, *, tiny: bool) -> Mapping[str, Any] | None:
+    from engine.methods.registry import configs
+    from engine.spec.load import load
+
+    if not loaded.overrides:
+        return _sized(loaded, tiny).resolved
+    try:
+        return _sized(load(path, methods=configs()), tiny).resolved
+    except SpecError:
+        return None
+
+
+def _sized(loaded: Loaded, tiny: bool) -> Loaded:
+    if not tiny:
+        return loaded
+    from engine.methods.tiny import twin
+
+    return twin(loaded)

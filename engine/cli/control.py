@@ -8,12 +8,13 @@ import typer
 
 from engine.cli.arguments import Handle, Wait
 from engine.cli.output import answer, talk
+from engine.cli.quick import QuickCommand
 
 
 def register(root: typer.Typer) -> None:
     """Add these commands to `rlx`."""
-    root.command("cancel")(cancel)
-    root.command("resume")(resume)
+    root.command("cancel", cls=QuickCommand)(cancel)
+    root.command("resume", cls=QuickCommand)(resume)
 
 
 def cancel(handles: Annotated[list[str], typer.Argument(help="Handles, unique prefixes, or @last.")]) -> None:

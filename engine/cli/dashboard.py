@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from engine.cli.output import answer, talk
+from engine.cli.quick import QuickCommand
 
 DEFAULT_PORT = 8501
 
 
 def register(root: typer.Typer) -> None:
     """Add `dashboard` to `rlx`."""
-    root.command("dashboard")(dashboard)
+    root.command("dashboard", cls=QuickCommand)(dashboard)
 
 
 def dashboard(

@@ -8,6 +8,7 @@ import typer
 
 from engine.cli.arguments import AsJson
 from engine.cli.output import answer, answer_json, talk
+from engine.cli.quick import QuickCommand
 
 app = typer.Typer(help="Upgrade, downgrade and check the store's schema.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -17,7 +18,7 @@ def register(root: typer.Typer) -> None:
     root.add_typer(app, name="db")
 
 
-@app.command()
+@app.command(cls=QuickCommand)
 def upgrade(revision: Annotated[str, typer.Argument(help="Up to which revision.")] = "head") -> None:
     """Bring the schema up to REVISION; the newest by default."""
     from engine.cli.places import the_settings
@@ -28,7 +29,7 @@ def upgrade(revision: Annotated[str, typer.Argument(help="Up to which revision."
     talk(f"The store is at {schema.current(url)}.")
 
 
-@app.command()
+@app.command(cls=QuickCommand)
 def downgrade(
     revision: Annotated[str, typer.Argument(help="Down to which revision; `base` empties the store.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -44,7 +45,7 @@ def downgrade(
     talk(f"The store is at {schema.current(url) or 'base (empty)'}.")
 
 
-@app.command()
+@app.command(cls=QuickCommand)
 def current(as_json: AsJson = False) -> None:
     """Print the revision that the store is at."""
     from engine.cli.places import shown_url, the_settings
@@ -60,7 +61,7 @@ def current(as_json: AsJson = False) -> None:
             talk(f"The newest is {schema.HEAD}: `rlx db upgrade` brings it there.")
 
 
-@app.command()
+@app.command(cls=QuickCommand)
 def check() -> None:
     """Compare the store with what this version expects of it; exits 5 where they differ."""
     from engine.cli.places import the_settings

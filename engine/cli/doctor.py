@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from engine.cli.output import answer, answer_json, status, style
+from engine.cli.quick import QuickCommand
 from engine.errors import ExitCode
 
 
 def register(root: typer.Typer) -> None:
     """Add `doctor` to `rlx`."""
-    root.command("doctor")(doctor)
+    root.command("doctor", cls=QuickCommand)(doctor)
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="The same checks as JSON.")] = False) -> None:

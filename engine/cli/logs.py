@@ -10,6 +10,7 @@ import typer
 
 from engine.cli.arguments import Handle
 from engine.cli.output import answer, answer_json, printable, style, talk
+from engine.cli.quick import QuickCommand
 
 if TYPE_CHECKING:
     from engine.store.session import Database
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 def register(root: typer.Typer) -> None:
     """Add these commands to `rlx`."""
-    root.command("logs")(logs)
-    root.command("watch")(watch)
+    root.command("logs", cls=QuickCommand)(logs)
+    root.command("watch", cls=QuickCommand)(watch)
 
 
 def logs(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.errors import ModelError, NotFound
 
@@ -27,6 +27,7 @@ class FoundCheckpoint:
     """One checkpoint of a run."""
 
     handle: str
+    stage: str
     step: int
     path: Path
     sha256: str
@@ -56,12 +57,13 @@ def with_models(plan: Plan, model_name: str) -> Plan:
 def checkpoint(session: Session, run: Run, label: str) -> FoundCheckpoint:
     """The checkpoint of a run by its label (`best`, `latest`, `step-40`). Raises NotFound where it is gone, too."""
     from engine.store import checkpoints
+    from engine.store.tables import Stage
 
     found = checkpoints.find(session, run, label)
     path = Path(found.uri.removeprefix("file://"))
     if not path.is_dir():
         raise NotFound(f"the checkpoint step-{found.step} of {run.handle} is gone from {path}")
-    return FoundCheckpoint(run.handle, found.step, path, found.sha256)
+    return FoundCheckpoint(run.handle, session.get_one(Stage, found.stage_id).name, found.step, path, found.sha256)
 
 
 def model_folder(path: Path) -> Path:
@@ -72,8 +74,3 @@ def model_folder(path: Path) -> Path:
         if name in names:
             return path / name
     raise ModelError(f"{path} holds no model, or none called {' or '.join(PREFERRED)}: {', '.join(names) or 'nothing'}")
-
-
-def as_extra(found: FoundCheckpoint) -> dict[str, Any]:
-    """The checkpoint as an evaluating stage is told of it."""
-    return {"checkpoint": {"path": str(found.path), "sha256": found.sha256, "step": found.step, "run": found.handle}}

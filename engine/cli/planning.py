@@ -54,7 +54,7 @@ def tree(variant: Compiled, forecasts: list[Forecast]) -> list[str]:
     """The plan as lines."""
     plan, experiment = variant.plan, variant.loaded.experiment
     algorithm = getattr(experiment.algorithm, "name", "")
-    changed = f"  {' '.join(variant.overrides)}" if variant.overrides else ""
+    changed = f"  {' '.join(variant.loaded.overrides)}" if variant.loaded.overrides else ""
     lines = [f"{style(plan.name, None, bold=True)}  {algorithm} on {experiment.model.name}, seed {plan.seed}{changed}"]
     names = max(len(stage.name) for stage in plan.stages)
     kinds = max(len(stage.kind) for stage in plan.stages)
@@ -86,7 +86,7 @@ def as_json(variant: Compiled, forecasts: list[Forecast]) -> dict[str, Any]:
     return {
         "name": variant.plan.name,
         "seed": variant.plan.seed,
-        "overrides": list(variant.overrides),
+        "overrides": list(variant.loaded.overrides),
         "stages": [
             {
                 "name": stage.name,

@@ -31,6 +31,7 @@ def check(variants: Sequence[Compiled], *, embedded: bool) -> None:
 
 def probe_functions(variant: Compiled) -> None:
     """Run the user's functions on probes; warnings are told, broken contracts raised."""
+    from engine.cli.compiling import located
     from engine.data.splits import split_items
     from engine.functions.preflight import chat_render, preflight
     from engine.functions.sources import Sources
@@ -42,17 +43,22 @@ def probe_functions(variant: Compiled) -> None:
     for warning in report.warnings:
         warn(warning)
     if report.problems:
-        raise SpecError(report.problems)
+        raise SpecError([located(problem, variant.loaded.origin) for problem in report.problems])
 
 
 def starts(variant: Compiled) -> dict[str, tuple[str, int]]:
-    """In which file and line each function's source begins: below the `|` that opens its block."""
+    """In which file and line each function's source begins, for those written as a block: below its `|`."""
+    from pathlib import Path
+
     from engine.functions.sources import FUNCTIONS
 
-    found = {}
+    dataset, found = variant.loaded.resolved["dataset"], {}
     for name in FUNCTIONS:
-        where = variant.loaded.origin.get(f"dataset.{name}")
-        if where is not None and where.file is not None and where.line is not None:
+        where, source = variant.loaded.origin.get(f"dataset.{name}"), dataset.get(name)
+        if not source or where is None or where.file is None or where.line is None:
+            continue
+        below = Path(where.file).read_text(encoding="utf-8").splitlines()[where.line : where.line + 1]
+        if below and below[0].strip() == source.splitlines()[0].strip():
             found[name] = (where.file, where.line + 1)
     return found
 

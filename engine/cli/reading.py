@@ -8,6 +8,7 @@ import typer
 
 from engine.cli.arguments import AsJson, Handle
 from engine.cli.output import Column, ago, answer, answer_json, number, path, seconds, size, status, table, talk
+from engine.cli.quick import QuickCommand
 
 Status = Literal["queued", "running", "stopping", "succeeded", "failed", "cancelled"]
 """Spelled out, so that help needs no database; a test holds it to the store's own list."""
@@ -15,8 +16,8 @@ Status = Literal["queued", "running", "stopping", "succeeded", "failed", "cancel
 
 def register(root: typer.Typer) -> None:
     """Add these commands to `rlx`."""
-    root.command("ls")(ls)
-    root.command("show")(show)
+    root.command("ls", cls=QuickCommand)(ls)
+    root.command("show", cls=QuickCommand)(show)
 
 
 def ls(
@@ -77,6 +78,7 @@ def show(
     from engine.cli.places import required_store
     from engine.clock import utc_now
     from engine.store import metrics, runs
+    from engine.store.tables import RunId
 
     now = utc_now()
     with required_store().read() as session:
@@ -85,7 +87,8 @@ def show(
         stages = rows.stage_rows(session, run, now)
         evaluations = rows.evaluation_rows(session, run)
         checkpoints = rows.checkpoint_rows(session, run)
-        last = {key: metrics.last(session, [run.id], key).get(run.id) for key in metrics.keys(session, run.id)}
+        run_id = RunId(run.id)
+        last = {key: metrics.last(session, [run_id], key).get(run_id) for key in metrics.keys(session, run_id)}
     failure = rows.failure(stages)
     if as_json:
         answer_json(

@@ -9,11 +9,12 @@ import typer
 
 from engine.cli.arguments import Handle
 from engine.cli.output import answer, answer_json, number, one_line, printable, style, talk
+from engine.cli.quick import QuickCommand
 
 
 def register(root: typer.Typer) -> None:
     """Add `samples` to `rlx`."""
-    root.command("samples")(samples)
+    root.command("samples", cls=QuickCommand)(samples)
 
 
 def samples(

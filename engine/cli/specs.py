@@ -8,10 +8,12 @@ import typer
 
 from engine.cli.arguments import AsJson
 from engine.cli.output import Column, ago, answer, answer_json, table, talk
+from engine.cli.quick import QuickCommand, QuickGroup
 
 app = typer.Typer(
     help="List the specs that were accepted, or print one.",
     invoke_without_command=True,
+    cls=QuickGroup,
     rich_markup_mode=None,
 )
 
@@ -53,7 +55,7 @@ def specs(context: typer.Context, as_json: AsJson = False) -> None:
         )
 
 
-@app.command("show")
+@app.command("show", cls=QuickCommand)
 def show(
     name: Annotated[str, typer.Argument(help="NAME for the newest revision, or NAME@REV.")],
     as_json: Annotated[bool, typer.Option("--json", help="The resolved spec as JSON.")] = False,

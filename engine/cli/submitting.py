@@ -8,6 +8,7 @@ import typer
 
 from engine.cli.arguments import Overrides, SpecFile, Wait
 from engine.cli.output import answer, talk
+from engine.cli.quick import QuickCommand
 
 if TYPE_CHECKING:
     from engine.cli.compiling import Compiled
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def register(root: typer.Typer) -> None:
     """Add `submit` to `rlx`."""
-    root.command("submit")(submit)
+    root.command("submit", cls=QuickCommand)(submit)
 
 
 def submit(
@@ -70,8 +71,8 @@ def queue(
     submission = runs.Submission(
         source=variant.loaded.source,
         resolved=variant.loaded.resolved,
-        overrides=list(variant.overrides),
-        seed=experiment.seed,
+        overrides=variant.loaded.overrides,
+        base=variant.base,
         priority=experiment.priority if priority is None else priority,
         tags=[*experiment.tags, *(tags or [])],
         notes=note or experiment.notes,

@@ -8,10 +8,12 @@ import typer
 
 from engine.cli.arguments import AsJson
 from engine.cli.output import Column, ago, answer_json, table, talk
+from engine.cli.quick import QuickCommand, QuickGroup
 
 app = typer.Typer(
     help="Lend this machine to the queue, or list who does.",
     invoke_without_command=True,
+    cls=QuickGroup,
     rich_markup_mode=None,
 )
 
@@ -48,7 +50,7 @@ def worker(
     raise typer.Exit(code or 0)
 
 
-@app.command("ls")
+@app.command("ls", cls=QuickCommand)
 def ls(as_json: AsJson = False) -> None:
     """List the workers that are alive, and what they lend."""
     from engine.cli.places import existing_store
