@@ -1,8 +1,8 @@
 """The stage `model`: turns the spec's model into something that later stages load.
 
 A scratch model gets a tokenizer trained on its warm-up text and a short training on it, and is written as
-a Hugging Face directory; a tiny twin gets random weights. Any other model is only resolved: `reference.json` says where it is, and its
-weights are not copied. `open_model` reads either form back.
+a Hugging Face directory; a tiny twin gets random weights. Any other model is only resolved: `reference.json`
+says where it is, and its weights are not copied. `source_of` reads either form back.
 """
 
 from __future__ import annotations
