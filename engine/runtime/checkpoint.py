@@ -44,6 +44,8 @@ class Manifest:
     labels: tuple[str, ...]
     components: tuple[str, ...]
     """Keys of the state and names of the models; all must be there to resume."""
+    sampled: int
+    """How many samples its attempt had reported before."""
     files: Mapping[str, tuple[int, str]]
     """Relative path: size in bytes, SHA-256."""
     sha256: str
@@ -70,6 +72,7 @@ def write(
     state: State,
     models: Mapping[str, SaveModel] | None = None,
     labels: Sequence[str] = (),
+    sampled: int = 0,
 ) -> Manifest:
     """Write a checkpoint to `directory`, replacing an older one there in one rename.
 
@@ -95,6 +98,7 @@ def write(
                     "version": VERSION,
                     "step": step,
                     "labels": list(labels),
+                    "sampled": sampled,
                     "components": sorted(map(str, state)),
                     "models": sorted(models or {}),
                     "files": {path: {"bytes": size, "sha256": digest} for path, (size, digest) in files.items()},
@@ -120,6 +124,7 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest(
             step=data["step"],
             labels=tuple(data["labels"]),
+            sampled=data["sampled"],
             components=(*data["components"], *data["models"]),
             files={path: (entry["bytes"], entry["sha256"]) for path, entry in data["files"].items()},
             sha256=hashlib.sha256(raw).hexdigest(),

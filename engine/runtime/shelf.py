@@ -30,6 +30,11 @@ class Kept:
         """Newer is larger: by step, then by attempt."""
         return self.manifest.step, self.attempt
 
+    @classmethod
+    def at(cls, path: Path, manifest: Manifest) -> Kept:
+        """A checkpoint by its place, which names the attempt."""
+        return cls(int(path.parent.name.removeprefix("attempt-")), path, manifest)
+
 
 class Shelf:
     """The checkpoints of one stage under `root`, seen by its attempt number `attempt`."""
@@ -38,19 +43,21 @@ class Shelf:
         self._root, self._attempt = root, attempt
 
     def save(
-        self, step: int, state: State, models: Mapping[str, SaveModel] | None = None, labels: Sequence[str] = ()
+        self,
+        step: int,
+        state: State,
+        models: Mapping[str, SaveModel] | None = None,
+        labels: Sequence[str] = (),
+        sampled: int = 0,
     ) -> Kept:
         """Write a checkpoint of this attempt; see `checkpoint.write`."""
         path = self._root / f"attempt-{self._attempt}" / f"step-{step}"
-        return Kept(self._attempt, path, checkpoint.write(path, step, state, models, labels))
+        return Kept(self._attempt, path, checkpoint.write(path, step, state, models, labels, sampled))
 
     def all(self) -> list[Kept]:
         """Every complete checkpoint of any attempt, oldest first; drafts that a crash left do not count."""
-        found = []
-        for path in self._root.glob("attempt-*/step-*"):
-            attempt = path.parent.name.removeprefix("attempt-")
-            if attempt.isdigit():
-                found.append(Kept(int(attempt), path, checkpoint.read_manifest(path)))
+        paths = self._root.glob("attempt-*/step-*")
+        found = [Kept.at(path, checkpoint.read_manifest(path)) for path in paths]
         return sorted(found, key=lambda kept: kept.order)
 
     def newest(self) -> Kept | None:

@@ -1,0 +1,87 @@
+"""One attempt at a stage, from inside its own process: prepare, call the stage, keep its output, say how it ended.
+
+Nothing raised in here escapes: however the stage ends, that is an `Outcome`. Starting the process, watching
+it and recording the outcome are the workers' business, who also hand in how to open the user's functions.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+
+from engine.runtime import autopsy
+from engine.runtime.context import Functions, StageContext, Stopped
+from engine.runtime.engine_context import EngineContext
+from engine.runtime.seeds import derive, seed_everything
+from engine.runtime.task import Task, device_names
+from engine.store.artifact_store import ArtifactStore
+from engine.store.stages import Outcome
+
+OpenFunctions = Callable[[Mapping[str, Any]], Functions]
+"""Opens the user's functions that a stage's config holds."""
+
+
+def run_stage(task: Task, open_functions: OpenFunctions) -> Outcome:
+    """Run the attempt to its end. Everything that it prints is in the log already."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    ctx = None
+    try:
+        _prepare(task)
+        stage = load_entry(task.claimed.entry)
+        ctx = EngineContext(task, open_functions, stop)
+        stage(ctx)
+        ctx.deliver()
+        artifact = ArtifactStore(task.settings.artifact_url, task.settings.home / "cache").put(
+            task.output_dir, task.claimed.kind
+        )
+        return Outcome.succeeded(artifact)
+    except Stopped:
+        return _leave(ctx, Outcome.stopped())
+    except BaseException as error:  # noqa: BLE001 - the outcome is how it is told
+        traceback.print_exc()
+        return _leave(ctx, autopsy.of_exception(error))
+    finally:
+        if ctx is not None:
+            ctx.close()
+
+
+def load_entry(entry: str) -> Callable[[StageContext], None]:
+    """The function at `package.module:function`. Raises ImportError where there is none."""
+    module, _, name = entry.partition(":")
+    try:
+        return cast(Callable[[StageContext], None], getattr(importlib.import_module(module), name))
+    except AttributeError as error:
+        raise ImportError(f"{module} has no function {name!r}") from error
+
+
+def _prepare(task: Task) -> None:
+    """What must be settled before user code is imported: devices, threads, seeds."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = device_names(task.gpus)
+    threads = task.claimed.resources.threads
+    if threads is not None or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    task.output_dir.mkdir(exist_ok=True)
+    seed_everything(derive(task.claimed.seed, task.claimed.name))
+
+
+def _leave(ctx: EngineContext | None, outcome: Outcome) -> Outcome:
+    """Deliver what the stage has reported; a failure to do so is logged, and does not hide how the stage ended."""
+    if ctx is not None:
+        try:
+            ctx.deliver()
+        except Exception:  # noqa: BLE001 - see above
+            print("what the stage reported last could not be delivered:", file=sys.stderr)  # noqa: T201 - this is its log
+            traceback.print_exc()
+    return outcome

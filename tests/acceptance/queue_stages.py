@@ -1,0 +1,91 @@
+"""Stages that do next to nothing, for tests of the queue: run by real workers, in real stage processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import DataError
+from engine.runtime.context import Evaluation, ItemScore, Sample, StageContext, Stopped
+
+
+def noop(ctx: StageContext) -> None:
+    """Write one file."""
+    print("hello from the stage")
+    (ctx.output_dir / "answer.txt").write_text(str(ctx.config.get("answer", 42)))
+
+
+def add(ctx: StageContext) -> None:
+    """Add up what the inputs hold."""
+    total = sum(int((path / "answer.txt").read_text()) for path in ctx.inputs.values())
+    (ctx.output_dir / "answer.txt").write_text(str(total))
+
+
+def count(ctx: StageContext) -> None:
+    """Count to `extra.steps` with random increments, a checkpoint and reports at every step.
+
+    Waits at step `extra.pause_at` for the file `extra.gate` to appear: a test acts on the stage meanwhile.
+    """
+    steps, rng, total, first = int(ctx.extra["steps"]), np.random.default_rng(ctx.seed), 0.0, 1
+    restored = ctx.restore()
+    if restored is not None:
+        rng.bit_generator.state = restored.state["rng"]
+        total, first = restored.state["total"], restored.step + 1
+    print(f"counting from {first}")
+    for step in range(first, steps + 1):
+        total += float(rng.random())
+        ctx.log(step, total=total)
+        ctx.sample(Sample(step, f"before {step}"))
+        ctx.progress(step, steps)
+        ctx.checkpoint(step, {"rng": rng.bit_generator.state, "total": total})
+        ctx.sample(Sample(step, f"after {step}"))
+        if step == steps // 2:
+            ctx.evaluation(Evaluation(step, "score", [ItemScore(0, (total,))]))
+        if step == ctx.extra.get("pause_at"):
+            Path(ctx.extra["gate"]).with_suffix(".reached").write_text(str(os.getpid()))
+            while not Path(ctx.extra["gate"]).exists() and not ctx.should_stop:
+                time.sleep(0.01)
+        if ctx.should_stop:
+            raise Stopped
+    (ctx.output_dir / "total.txt").write_text(repr(total))
+
+
+def fail(ctx: StageContext) -> None:
+    """Log a metric, then break."""
+    ctx.log(1, loss=0.5)
+    print("about to fail")
+    raise DataError("items.jsonl:3: the answer is missing")
+
+
+def fail_once(ctx: StageContext) -> None:
+    """Break in the first attempt, succeed in the next."""
+    marker = Path(ctx.extra["marker"])
+    if not marker.exists():
+        marker.write_text("")
+        raise RuntimeError("out of luck")
+    noop(ctx)
+
+
+def crash(ctx: StageContext) -> None:
+    """End as a bug in C code would."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def deaf(ctx: StageContext) -> None:
+    """Never look whether to stop, and keep a child in a session of its own."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    Path(ctx.extra["gate"]).with_suffix(".reached").write_text(f"{os.getpid()} {child.pid}")
+    while True:
+        time.sleep(0.05)
+
+
+def modules(ctx: StageContext) -> None:
+    """Write down what the stage's process found imported, and its environment."""
+    (ctx.output_dir / "gpus.txt").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    (ctx.output_dir / "torch.txt").write_text(str("torch" in sys.modules))

@@ -1,0 +1,90 @@
+"""The stages that a worker works on: takes what fits from the store, each under a supervisor in a thread of its own.
+
+A message from the broker only makes it look sooner; priorities, places in the queue and what is ready at all
+are read from SQL. What is taken away by another worker meanwhile costs a look and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from engine.errors import Unreachable
+from engine.log import get_logger
+from engine.store import queue
+from engine.store.tables import StageId
+from workers.devices import Devices
+from workers.supervisor import Deps, supervise
+
+log = get_logger(__name__)
+
+
+class Crew:
+    """Supervisors at work. `look` may be called from any thread, at any time."""
+
+    def __init__(
+        self,
+        deps: Deps,
+        devices: Devices,
+        queues: Sequence[str],
+        run_id: UUID | None = None,
+        on_idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._deps, self._devices, self._queues, self._run_id = deps, devices, list(queues), run_id
+        self._on_idle = on_idle
+        self._looking = threading.Lock()
+        self._busy: set[StageId] = set()
+        self._threads: set[threading.Thread] = set()
+        self._changed = threading.Condition()
+
+    def look(self) -> int:
+        """Start what is ready and fits; how many."""
+        if self._deps.draining.is_set() or not self._devices.any_free:
+            return 0
+        with self._looking:
+            with self._deps.db.read() as session:
+                waiting = queue.ready(session, queues=self._queues, now=self._deps.now(), run_id=self._run_id)
+            chosen = self._devices.take([stage for stage in waiting if stage.stage_id not in self._busy])
+            for stage, devices in chosen:
+                self._start(stage.stage_id, devices)
+        return len(chosen)
+
+    def _start(self, stage_id: StageId, devices: tuple[str, ...]) -> None:
+        thread = threading.Thread(target=self._work, args=(stage_id, devices), name=f"stage {stage_id}", daemon=True)
+        with self._changed:
+            self._busy.add(stage_id)
+            self._threads.add(thread)
+        thread.start()
+
+    def _work(self, stage_id: StageId, devices: tuple[str, ...]) -> None:
+        look_again = False
+        try:
+            supervise(stage_id, devices, self._deps)
+            look_again = True
+        except Unreachable as error:
+            log.warning("the stage could not be claimed", extra={"error": str(error)})
+        except Exception:
+            log.exception("supervising failed", extra={"stage_id": str(stage_id)})
+        finally:
+            self._devices.give_back(devices)
+            with self._changed:
+                self._busy.discard(stage_id)
+                self._threads.discard(threading.current_thread())
+                self._changed.notify_all()
+        if look_again:
+            try:
+                if self.look() == 0 and not self._busy:
+                    self._on_idle()
+            except Unreachable as error:
+                log.warning("the queue could not be read", extra={"error": str(error)})
+
+    @property
+    def size(self) -> int:
+        """How many stages are being worked on."""
+        return len(self._busy)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until no stage is being worked on; whether that came to be in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy, timeout_s)

@@ -1,0 +1,90 @@
+"""What any worker does for all: announce what is ready, and take back the stages of those who fell silent.
+
+It runs in a thread of every worker. Announcing may happen in several at once; the rest under one SQL lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from engine.clock import Clock, utc_now
+from engine.errors import Unreachable
+from engine.log import get_logger
+from engine.store import locks, outbox, stages
+from engine.store.outbox import OutboxMessage
+from engine.store.session import Database
+
+log = get_logger(__name__)
+
+PUBLISH_EVERY_S = 0.5
+SWEEP_EVERY_S = 3.0
+LOCK = "housekeeping"
+LOCK_S = 30.0
+BROKER_AGAIN_S = 5.0
+
+
+class Housekeeping:
+    """Publishes and sweeps from `start` to `stop`."""
+
+    def __init__(
+        self,
+        db: Database,
+        owner: str,
+        send: Callable[[OutboxMessage], None],
+        found: Callable[[], object],
+        now: Clock = utc_now,
+    ) -> None:
+        self._db, self._owner, self._send, self._found, self._now = db, owner, send, found, now
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        """Begin, in a thread of its own."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Announce what is due once more, and end."""
+        self._stopping.set()
+        self._thread.join(timeout_s)
+
+    def publish(self) -> int:
+        """Announce what the outbox holds; how many. Raises Unreachable for the database, anything for the broker."""
+        return outbox.publish(self._db, self._send, now=self._now())
+
+    def sweep(self) -> int:
+        """Requeue stages whose worker fell silent, announce again what nobody took; how many came back."""
+        with locks.held(self._db, LOCK, self._owner, LOCK_S, clock=self._now) as mine:
+            if not mine:
+                return 0
+            with self._db.write() as session:
+                lost = stages.expire(session, self._now())
+                outbox.announce_again(session, self._now())
+        for attempt in lost:
+            log.warning(
+                "a worker fell silent",
+                extra={"stage": str(attempt.stage_id), "attempt": attempt.number, "became": str(attempt.status)},
+            )
+        return len(lost)
+
+    def _run(self) -> None:
+        swept, publish_from = float("-inf"), 0.0
+        while True:
+            last = self._stopping.is_set()
+            try:
+                if time.monotonic() - swept >= SWEEP_EVERY_S and not last:
+                    swept = time.monotonic()
+                    if self.sweep():
+                        self._found()
+                if time.monotonic() >= publish_from:
+                    publish_from = time.monotonic() + BROKER_AGAIN_S  # unless it goes well
+                    self.publish()
+                    publish_from = 0.0
+            except Unreachable as error:
+                log.warning("the database is away", extra={"error": str(error)})
+            except Exception as error:  # noqa: BLE001 - brokers raise what they like; the outbox keeps its rows
+                log.warning("announcing failed, trying again", extra={"error": f"{type(error).__name__}: {error}"})
+            if last:
+                return
+            self._stopping.wait(PUBLISH_EVERY_S)

@@ -1,0 +1,185 @@
+"""A worker, from its first breath to its last: what `rlx worker` and `python -m workers` run.
+
+It registers, works on what is ready, and leaves when it is told to, or when the one run that it serves is
+over. On SIGTERM or SIGINT its stages stop at a checkpoint and go back to the queue.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+from uuid import UUID
+
+from engine.clock import utc_now
+from engine.errors import ExitCode, Unreachable
+from engine.log import get_logger
+from engine.settings import Settings
+from engine.store import queue, workers
+from engine.store.processes import host_name, process_started
+from engine.store.session import Database, open_database
+from engine.store.tables import WorkerId
+from engine.store.workers import WorkerStatus
+from workers.children import Children
+from workers.crew import Crew
+from workers.devices import Devices, gpus_here
+from workers.housekeeping import Housekeeping
+from workers.supervisor import Deps, Times
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+
+PULSE_S = 1.0
+HEARTBEAT_S = 4.0
+FAREWELL_S = 0.5
+"""How long the threads may take to end once no stage is left; what they would still do, another worker does."""
+
+
+def run_worker(
+    settings: Settings,
+    *,
+    slots: int | None = None,
+    gpus: Sequence[int | str] | None = None,
+    queues: Sequence[str] = ("default",),
+    name: str | None = None,
+    run_id: UUID | None = None,
+    times: Times | None = None,
+) -> int:
+    """Work until told to stop, or until the run `run_id` is over; the exit code."""
+    signals = Signals()
+    children = Children()
+    children.warm_up()  # first of all: it takes longest
+    try:
+        db = open_database(settings)
+        lent = [str(gpu) for gpu in gpus] if gpus is not None else gpus_here()
+        devices = Devices(slots or max(1, len(lent)), lent)
+        worker = _register(db, devices, name or host_name(), queues, run_id)
+        deps = Deps(settings, db, worker, children, times=times or Times())
+        crew = Crew(deps, devices, queues, run_id, on_idle=signals.wake)
+        try:
+            _work(deps, crew, signals, queues, run_id)
+        finally:
+            _say_goodbye(db, worker)
+            db.close()
+    finally:
+        children.close()
+    return ExitCode.OK
+
+
+class Signals:
+    """Requests to leave, and a way to wake the main thread: both come through one pipe, safe in a handler."""
+
+    def __init__(self) -> None:
+        self._ends, self._wakes = os.pipe()
+        os.set_blocking(self._ends, False)
+        os.set_blocking(self._wakes, False)
+        self.count = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.count += 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Have `wait` return now. From any thread."""
+        with suppress(BlockingIOError):  # it is awake already
+            os.write(self._wakes, b"!")
+
+    def wait(self, timeout_s: float) -> None:
+        """Until woken, or until the time is up."""
+        if select.select([self._ends], [], [], timeout_s)[0]:
+            os.read(self._ends, 4096)
+
+
+def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_id: UUID | None) -> None:
+    _quietly(crew.look)  # before Celery is even imported
+    from workers.app import make_app, send
+    from workers.listener import Listener
+
+    app = make_app(deps.settings)
+    housekeeping = Housekeeping(
+        deps.db,
+        str(deps.worker),
+        lambda message: send(app, str(message.stage_id), message.queue, message.priority),
+        crew.look,
+    )
+    listener = Listener(app, queues, crew.look)
+    housekeeping.start()
+    listener.start()
+    _pulse(deps, crew, signals, run_id)
+    deps.draining.set()
+    asked = signals.count
+    while not crew.join(PULSE_S):
+        if signals.count > asked:
+            log.warning("told once more to leave: leaving without waiting for checkpoints")
+            break
+        _quietly(lambda: _beat(deps, WorkerStatus.DRAINING))
+    listener.stop(FAREWELL_S)
+    housekeeping.stop(FAREWELL_S)
+
+
+def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> None:
+    """Until it is time to leave: give signs of life, and look for work that nobody announced to us."""
+    beaten = time.monotonic()
+    while not signals.count:
+        signals.wait(PULSE_S)
+        if time.monotonic() - beaten >= HEARTBEAT_S:
+            beaten = time.monotonic()
+            _quietly(lambda: _beat(deps, WorkerStatus.ALIVE))
+        _quietly(crew.look)
+        if run_id is not None and not crew.size and _quietly(lambda: _over(deps.db, run_id)):
+            log.info("the run is over, the worker that served it leaves")
+            return
+
+
+def _register(db: Database, devices: Devices, name: str, queues: Sequence[str], run_id: UUID | None) -> WorkerId:
+    pid = os.getpid()
+    with db.write() as session:
+        worker = workers.register(
+            session,
+            name=name,
+            host=host_name(),
+            pid=pid,
+            pid_started=process_started(pid),
+            queues=queues,
+            slots=devices.slots,
+            gpus=devices.gpus,
+            run_id=run_id,
+            now=utc_now(),
+        )
+    log.info("worker started", extra={"worker": name, "slots": devices.slots, "gpus": ",".join(devices.gpus) or "none"})
+    return worker
+
+
+def _beat(deps: Deps, status: WorkerStatus) -> None:
+    with deps.db.write() as session:
+        workers.heartbeat(session, deps.worker, now=deps.now(), status=status)
+
+
+def _over(db: Database, run_id: UUID) -> bool:
+    with db.read() as session:
+        return queue.over(session, [run_id])
+
+
+def _say_goodbye(db: Database, worker: WorkerId) -> None:
+    def write() -> None:
+        with db.write() as session:
+            workers.mark_gone(session, worker)
+
+    _quietly(write)
+    log.info("worker left")
+
+
+def _quietly(act: Callable[[], T]) -> T | None:
+    """What the worker does all the time may fail while the database is away; the next time does it."""
+    try:
+        return act()
+    except Unreachable as error:
+        log.warning("the database is away", extra={"error": str(error)})
+        return None

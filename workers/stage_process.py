@@ -1,0 +1,31 @@
+"""The composition root of a stage's process: here the runtime meets the user's functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine import log
+from engine.errors import SpecError
+from engine.functions.client import open_functions
+from engine.functions.sources import Sources
+from engine.runtime.child import run_stage
+from engine.runtime.context import Functions
+from engine.runtime.task import Task
+
+
+def main(path: Path) -> int:
+    """Run the task at `path` and leave its outcome beside it; the exit code of the process."""
+    log.configure()
+    task = Task.read(path)
+    task.write_outcome(run_stage(task, open_configured))
+    return 0
+
+
+def open_configured(config: Mapping[str, Any]) -> Functions:
+    """The functions of the dataset block that a stage reads. Raises SpecError where it reads none."""
+    dataset = config.get("dataset")
+    if dataset is None:
+        raise SpecError("the stage asks for the user's functions, but does not declare to read `dataset`")
+    return open_functions(Sources.of(dataset))

@@ -1,0 +1,212 @@
+"""One attempt at a stage, from its claim to its recorded end, with no transaction open in between.
+
+Whatever happens to the child comes back as an `Outcome`. The supervisor renews the attempt's lease, hands on
+the wish to stop, and keeps the time; how a child is made is `children`', which stage comes next is `crew`'s.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from enum import Enum
+from typing import TypeVar
+
+from engine.clock import Clock, utc_now
+from engine.errors import Cause, StaleAttempt, Unreachable
+from engine.log import get_logger
+from engine.runtime import autopsy
+from engine.runtime.task import Task, log_tail
+from engine.settings import Settings
+from engine.store import queue, stages
+from engine.store.processes import host_name
+from engine.store.session import Database
+from engine.store.stages import Claimed, Outcome, Signal
+from engine.store.tables import StageId, WorkerId
+from workers.children import Child, Children
+from workers.devices import gpu_ids
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long things may take, in seconds."""
+
+    poll_s: float = 0.25
+    """Between two looks at whether the run should stop."""
+    heartbeat_s: float = 2.0
+    lease_s: float = 15.0
+    grace_s: float = 60.0
+    """From the word to stop until the process is killed: time to write a checkpoint."""
+    retry_s: float = 1.0
+    """Between two tries to tell a database that is away."""
+
+
+@dataclass(frozen=True)
+class Deps:
+    """What supervising needs of the worker."""
+
+    settings: Settings
+    db: Database
+    worker: WorkerId
+    children: Children
+    now: Clock = utc_now
+    draining: threading.Event = field(default_factory=threading.Event)
+    """Set when the worker has to go: its stages stop at a checkpoint, and go back to the queue."""
+    times: Times = field(default_factory=Times)
+
+
+class Reason(Enum):
+    """Why a stage is asked to stop."""
+
+    CANCELLED = "the run was cancelled"
+    DRAINING = "the worker has to go"
+    OUT_OF_TIME = "the stage's time is up"
+
+
+def supervise(stage_id: StageId, devices: Sequence[str], deps: Deps) -> bool:
+    """Claim a stage, run it in a child, record the outcome if the attempt is still current. False: nothing to claim."""
+    with deps.db.write() as session:
+        claimed = stages.claim(
+            session, stage_id, worker=deps.worker, devices=devices, now=deps.now(), lease_s=deps.times.lease_s
+        )
+    if claimed is None:  # announced twice, cancelled, or answered from the cache: all are normal
+        return False
+    task = Task(claimed, deps.settings, gpu_ids(devices))
+    fields = {"run": claimed.handle, "stage": claimed.name, "attempt": claimed.number}
+    log.info("stage started", extra=fields)
+    begun = time.monotonic()
+    try:
+        outcome = _run_child(task, deps)
+        became = _finish(claimed, replace(outcome, log_tail=log_tail(task.log)), deps)
+        log.info(
+            "stage ended",
+            extra=fields | {"how": outcome.kind, "became": str(became), "seconds": round(time.monotonic() - begun, 2)},
+        )
+    except StaleAttempt as error:
+        log.warning("the attempt is stale, its end is not recorded", extra=fields | {"error": str(error)})
+    finally:
+        shutil.rmtree(task.work, ignore_errors=True)
+    return True
+
+
+def _run_child(task: Task, deps: Deps) -> Outcome:
+    """The attempt in a process of its own, from its log's first line to its outcome. Raises StaleAttempt."""
+    child = None
+    try:
+        _open_log(task)
+        task.write()
+        memory_kills = autopsy.kills_for_memory()
+        child = deps.children.spawn(str(task.claimed.attempt_id), task.path, task.log)
+        _retried(lambda: _record_start(task, child, deps), deps)
+        reason = _watch(child, task.claimed, deps)
+        status = child.wait(0)
+        assert status is not None, "watching ends with the process"
+        return _outcome(task, status, reason, out_of_memory=autopsy.kills_for_memory() > memory_kills)
+    except StaleAttempt:
+        raise
+    except Exception as error:
+        log.exception("the stage could not be supervised", extra={"stage": task.claimed.name})
+        return autopsy.of_exception(error)
+    finally:
+        if child is not None:
+            child.kill()
+
+
+def _open_log(task: Task) -> None:
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    claimed = task.claimed
+    line = f"{claimed.handle}: stage {claimed.name}, attempt {claimed.number}, {claimed.entry}, on {host_name()}"
+    with task.log.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
+def _record_start(task: Task, child: Child, deps: Deps) -> None:
+    assert child.pid is not None, "a child that was spawned has a pid"
+    with deps.db.write() as session:
+        stages.start(session, task.claimed, pid=child.pid, pid_started=child.started, log_path=str(task.log))
+
+
+def _watch(child: Child, claimed: Claimed, deps: Deps) -> Reason | None:
+    """Until the process has ended: renew the lease, look whether to stop; why it was asked to, if it was."""
+    times, begun = deps.times, time.monotonic()
+    beaten, reason, asked = begun, None, 0.0
+    while child.wait(times.poll_s) is None:
+        now = time.monotonic()
+        if reason is None and (reason := _reason(claimed, now - begun, deps)) is not None:
+            log.info("stopping the stage", extra={"stage": claimed.name, "reason": reason.value})
+            asked = now
+            if reason is Reason.OUT_OF_TIME:
+                child.signal(signal.SIGUSR1)  # its stacks go to the log
+        if reason is not None:
+            if now - asked > times.grace_s:
+                log.warning("the stage did not stop in its time and is killed", extra={"stage": claimed.name})
+                child.kill()
+            child.signal(signal.SIGTERM)  # again and again: the first may come before the process listens
+        if now - beaten >= times.heartbeat_s:
+            beaten = now
+            if _beat(claimed, deps) is Signal.STOP and reason is None:
+                reason, asked = Reason.CANCELLED, now
+    return reason
+
+
+def _reason(claimed: Claimed, seconds: float, deps: Deps) -> Reason | None:
+    timeout = claimed.resources.timeout_s
+    if timeout is not None and seconds > timeout:
+        return Reason.OUT_OF_TIME
+    if deps.draining.is_set():
+        return Reason.DRAINING
+    try:
+        with deps.db.read() as session:
+            return Reason.CANCELLED if queue.stop_requested(session, claimed.run_id) else None
+    except Unreachable:
+        return None  # the heartbeat says so in the log
+
+
+def _beat(claimed: Claimed, deps: Deps) -> Signal:
+    """Renew the lease. A database that is away is no reason to stop: the fence protects what a newer attempt does."""
+    try:
+        with deps.db.write() as session:
+            return stages.heartbeat(session, claimed, now=deps.now(), lease_s=deps.times.lease_s)
+    except Unreachable as error:
+        log.warning("the lease could not be renewed", extra={"stage": claimed.name, "error": str(error)})
+        return Signal.KEEP
+
+
+def _outcome(task: Task, status: int, reason: Reason | None, *, out_of_memory: bool) -> Outcome:
+    told = task.read_outcome()
+    if told is not None and told.kind != "stopped":
+        return told
+    if reason is Reason.OUT_OF_TIME:
+        limit = timedelta(seconds=task.claimed.resources.timeout_s or 0)
+        return autopsy.failed(Cause.HANG, f"the stage was not through within its time of {limit}")
+    if told is not None or reason is not None:
+        return Outcome.stopped()
+    return autopsy.of_status(status, out_of_memory=out_of_memory)
+
+
+def _finish(claimed: Claimed, outcome: Outcome, deps: Deps) -> str:
+    """Record the end, however long the database is away. Raises StaleAttempt."""
+
+    def record() -> str:
+        with deps.db.write() as session:
+            return stages.finish(session, claimed, outcome, now=deps.now())
+
+    return _retried(record, deps)
+
+
+def _retried(work: Callable[[], T], deps: Deps) -> T:
+    """`work`, again and again while the database is away."""
+    while True:
+        try:
+            return work()
+        except Unreachable as error:
+            log.warning("the database is away, trying again", extra={"error": str(error)})
+            time.sleep(deps.times.retry_s)

@@ -1,0 +1,28 @@
+"""The words between a worker and its nursery: JSON, one object a packet, over a Unix socket.
+
+worker -> nursery   {"spawn": id, "task": path, "log": path}
+nursery -> worker   {"spawned": id, "pid": 123}   {"refused": id, "error": text}
+                    {"exited": id, "status": -9}   negative: the signal that ended it
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+_LARGEST = 64 << 10
+
+
+def send(channel: socket.socket, message: dict[str, Any]) -> None:
+    """Send one message."""
+    channel.send(json.dumps(message).encode())
+
+
+def receive(channel: socket.socket) -> dict[str, Any] | None:
+    """The next message; None where the other side is gone."""
+    try:
+        packet = channel.recv(_LARGEST)
+    except ConnectionResetError:
+        return None
+    return dict(json.loads(packet)) if packet else None
