@@ -137,7 +137,7 @@ class Layers:
             path = located(name)
             if not path.is_dir():
                 self.problems.append(placed(f"model.name: {absent(path, 'directory')}", "model.name", name.where))
-            root = _set(root, ("model", "name"), Node(str(path), name.where))
+            root = _set(root, ("model", "name"), Node(os.path.abspath(path), name.where))
         return root
 
     def _source(self, root: Node, path: tuple[str, ...], key: str) -> Node:
@@ -154,7 +154,7 @@ class Layers:
             message = f"{name.value} has changed: its SHA-256 is {digest}, not {stated.value}"
             self.problems.append(placed(message, f"{'.'.join(path)}.{key}", stated.where))
             return root
-        root = _set(root, (*path, "file"), Node(str(file), name.where))
+        root = _set(root, (*path, "file"), Node(os.path.abspath(file), name.where))
         return _set(root, (*path, key), Node(digest, name.where))
 
     def _hash(self, file: Path) -> str:
@@ -183,9 +183,9 @@ def spelled(root: Node, block: str) -> Node:
 
 
 def located(name: Node) -> Path:
-    """The absolute path that a value names: relative to its file, or to here if it came from the command line."""
+    """The path that a value names: relative to its file, or to here if it came from the command line."""
     base = Path(name.where.file).parent if name.where.file is not None else Path()
-    return Path(os.path.abspath(base / Path(str(name.value)).expanduser()))
+    return base / os.path.expanduser(str(name.value))
 
 
 def is_path(name: str, node: Node) -> bool:

@@ -19,7 +19,7 @@ PRESETS = ("llama-nano", "llama-micro", "llama-mini")
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 _RUN = re.compile(r"run:[a-z0-9][\w-]*(@[\w-]+)?|run:@last(@[\w-]+)?")
-_SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")
+_SLOT = re.compile(r"\{(\w+)\}")
 
 
 def placeholders(text: str) -> set[str]:
@@ -112,7 +112,9 @@ class Model(SpecModel):
     """The language model that is trained."""
 
     name: str
-    """`scratch:llama-nano`, a Hugging Face id (`org/name@revision`), a local path, or `run:<handle>@<label>`."""
+    """`scratch:llama-nano`, a Hugging Face id (`org/name@revision`), a local path, or `run:<handle>@<label>`.
+
+    `tiny:<hub id>` is a small model of the same family with random weights."""
     lora: Lora | None = None
     """Train low-rank adapters in place of all weights; `{}` takes their defaults."""
     trust_remote_code: bool = False
@@ -132,6 +134,9 @@ class Model(SpecModel):
         elif colon and scheme == "run":
             if not _RUN.fullmatch(name):
                 raise complaint(f"{name!r} names no checkpoint: write run:<handle>@<label>, as in run:best-lang-1@best")
+        elif colon and scheme == "tiny":
+            if not rest:
+                raise complaint(f"{name!r} names no model: write tiny:<hub id>, as in tiny:org/name")
         elif not name.startswith((".", "/", "~")) and not _HUB.fullmatch(name):
             known = difflib.get_close_matches(scheme, ("scratch", "run"), n=1) if colon else []
             hint = f" Did you mean {known[0]}:{rest}?" if known else ""

@@ -25,6 +25,7 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
     ),
     (r"did not find expected node content", "a value is missing here, or a stray bracket or comma"),
     (r"block sequence entries are not allowed", "a list begins on its own line, indented under its key"),
+    (r"did not find expected <document start>", "the document has ended here: a stray quote, bracket or directive"),
     (r"found undefined tag handle", "a tag: a spec is plain data"),
     (r"found (duplicate|incompatible).*|%YAML|directive", "a directive: a spec has none"),
 )
