@@ -84,8 +84,11 @@ class ItemsSource(SpecModel):
 def _shape(value: Any) -> str | None:
     if isinstance(value, list | tuple):
         return INLINE
-    if isinstance(value, Mapping | ItemsSource):
+    if isinstance(value, ItemsSource):
         return SOURCE
+    if isinstance(value, Mapping):
+        lone_item = "prompt" in value and "file" not in value and "hub" not in value
+        return None if lone_item else SOURCE
     return None
 
 
@@ -96,7 +99,10 @@ Items = Annotated[
         _shape,
         custom_error_type="spec",
         custom_error_message="{message}",
-        custom_error_context={"message": "must be a list of items, or a block with `file` or `hub`", "at": ""},
+        custom_error_context={
+            "message": "must be a list of items (`- prompt: …`), or a block with `file` or `hub`",
+            "at": "",
+        },
     ),
 ]
 """Items written out, or where they are."""

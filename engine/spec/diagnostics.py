@@ -33,6 +33,8 @@ def problems_of(
     problems = []
     for detail in details:
         loc = tuple(map(str, detail["loc"]))
+        if detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]:
+            continue  # its entries were refused, which is said of each
         if detail["type"] == "missing":
             misspelt = [key for *block, key in unknown if tuple(block) == loc[:-1]]
             if incomplete or any(phrases.close_to(key, [loc[-1]]) for key in misspelt):
@@ -87,10 +89,12 @@ def _problem(detail: Mapping[str, Any], root: Node, model: type[BaseModel]) -> P
         if node is None:
             return placed(phrases.no_tag(walk.dotted(), key, tags), walk.dotted(key), walk.key_where)
         return placed(phrases.unknown_tag(walk.dotted(key), node.value, tags), walk.dotted(key), node.where)
-    for key in str(context["at"]).split(".") if kind == "spec" and context["at"] else ():
+    blamed = str(context["at"]).split(".") if kind == "spec" and context["at"] else []
+    for key in blamed:
         walk.step(key)
     message = phrases.worded(kind, walk.dotted(), detail, nullable=walk.shape.nullable)
-    return placed(message, walk.dotted(), walk.where)
+    block = isinstance(walk.node.value, Mapping | tuple)
+    return placed(message, walk.dotted(), walk.key_where if blamed and block else walk.where)
 
 
 def _unknown_key(key: str, walk: _Walk, root: Node, model: type[BaseModel]) -> Problem:

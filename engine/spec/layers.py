@@ -39,6 +39,7 @@ class Layers:
             loop = " → ".join(str(one.name) for one in (*chain, real))
             reason = "each of them extends the next" if real in chain else f"more than {MAX_LAYERS} layers"
             self.problems.append(placed(f"extends goes round: {loop}: {reason}", "extends", wanted))
+            self.incomplete = True
             return None
         tree = self.read(path, wanted, "extends")
         if tree is None:
@@ -58,6 +59,7 @@ class Layers:
         for name in names:
             if not isinstance(name.value, str):
                 self.problems.append(placed("extends takes a file's name, or a list of them", "extends", name.where))
+                self.incomplete = True
                 continue
             layer = self.spec(path.parent / name.value, name.where, chain)
             if layer is not None:

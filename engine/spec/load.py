@@ -110,6 +110,8 @@ class _Loading:
         root = self._layers.complete(root)
         written = frozenset(leaves(root))
         root, problems = upgraded(self._layers.absolute(root))
+        if self._layers.incomplete and root.get("version") is None:
+            problems = []  # it may stand in the layer that could not be read
         problems += [*check_secrets(root), *self._functions(root)]
         experiment, found = _validated(root, self._type, incomplete=self._layers.incomplete)
         # An absent or wrong version was already reported, and better.

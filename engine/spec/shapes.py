@@ -6,11 +6,11 @@ Diagnostics ask this to suggest the key or the value that was meant.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Tag
 
 _NoneType = type(None)
 
@@ -21,24 +21,28 @@ class Shape:
 
     models: tuple[type[BaseModel], ...]
     nullable: bool = False
+    tags: Mapping[type[BaseModel], str] = field(default_factory=dict)
+    """What the validator calls the branch of a union that leads to a model."""
 
     @classmethod
     def of(cls, annotation: Any) -> Shape:
         """The shape of an annotation. Lists and mappings have the shape of what they hold."""
-        return cls(tuple(dict.fromkeys(_models(annotation))), _nullable(annotation))
+        found = dict(_models(annotation, ""))
+        return cls(tuple(found), _nullable(annotation), {model: tag for model, tag in found.items() if tag})
 
     def step(self, key: str) -> Shape:
         """The shape below a key: a field's, or, where no model has that field, this one's own content."""
         fields = [model.model_fields[key] for model in self.models if key in model.model_fields]
         if not fields:
-            return Shape(self.models)
-        shapes = [Shape.of(field.annotation) for field in fields]
+            return Shape(self.models, tags=self.tags)
+        shapes = [Shape.of(info.annotation) for info in fields]
         models = dict.fromkeys(model for shape in shapes for model in shape.models)
-        return Shape(tuple(models), any(shape.nullable for shape in shapes))
+        tags = {model: tag for shape in shapes for model, tag in shape.tags.items()}
+        return Shape(tuple(models), any(shape.nullable for shape in shapes), tags)
 
     def tagged(self, tag: str) -> Shape | None:
-        """The one model whose `name` is `tag`, if there are such models here."""
-        chosen = tuple(model for model in self.models if tag in names_of(model))
+        """The models of the union's branch that is called `tag`, or whose `name` is; None where there are none."""
+        chosen = tuple(model for model in self.models if tag in (*names_of(model), self.tags.get(model)))
         return Shape(chosen) if chosen else None
 
     def keys(self) -> list[str]:
@@ -59,24 +63,25 @@ def places_of(
     if depth == 0:
         return
     for model in models:
-        for name, field in model.model_fields.items():
+        for name, info in model.model_fields.items():
             path = f"{prefix}.{name}" if prefix else name
             if name == key:
                 yield path
-            shape = Shape.of(field.annotation)
+            shape = Shape.of(info.annotation)
             shape = (shape.tagged(chosen) or shape) if len(shape.models) > 1 else shape
             yield from places_of(key, shape.models, chosen, path, depth - 1)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models(annotation: Any, tag: str) -> Iterator[tuple[type[BaseModel], str]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+        yield annotation, tag
         return
     if get_origin(annotation) is Annotated:
-        yield from _models(get_args(annotation)[0])
+        inner, *metadata = get_args(annotation)
+        yield from _models(inner, next((m.tag for m in metadata if isinstance(m, Tag)), tag))
         return
     for argument in get_args(annotation):
-        yield from _models(argument)
+        yield from _models(argument, tag)
 
 
 def _nullable(annotation: Any) -> bool:

@@ -9,11 +9,15 @@ from typing import Any
 _MEANINGS: tuple[tuple[str, str], ...] = (
     (r"found character '\\?t'|found a tab character", "a tab: YAML indents with spaces only"),
     (r"mapping values are not allowed", "a second colon: put the text in quotes, or mind the indentation"),
+    (r"found unexpected ':'", "a colon without a space after it: add one, or put the text in quotes"),
     (r"could not find expected ':'", "a key without its colon, or text that is not indented under its key"),
     (r"did not find expected key|expected <block end>", "the indentation does not match the lines above"),
     (r"did not find expected '-' indicator", "the indentation does not match the list above"),
     (r"found unexpected end of stream", "a quote is opened and never closed"),
-    (r"did not find expected ',' or '([\]}])'|expected ',' or '([\]}])'", "a comma or the closing bracket is missing"),
+    (
+        r"did not find expected ',' or '([\]}])'|expected ',' or '([\]}])'",
+        "a comma or bracket is missing, or a text with brackets is not in quotes",
+    ),
     (
         r"found character that cannot start any token|found character .* that cannot start",
         "this character starts no text: put the text in quotes",

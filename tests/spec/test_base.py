@@ -27,8 +27,19 @@ class Block(SpecModel):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("45s", 45), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("2d", 172_800), ("1w", 604_800), ("1.5h", 5400)]
-    + [("250ms", 0.25), (90, 90), (0.5, 0.5), ("1h1m1s", 3661)],
+    [
+        ("45s", 45),
+        ("30m", 1800),
+        ("2h", 7200),
+        ("1h30m", 5400),
+        ("2d", 172_800),
+        ("1w", 604_800),
+        ("1.5h", 5400),
+        ("250ms", 0.25),
+        ("1h1m1s", 3661),
+        (90, 90),
+        (0.5, 0.5),
+    ],
 )
 def test_durations(text: Any, seconds: float) -> None:
     assert DURATION.validate_python(text) == seconds
@@ -47,8 +58,16 @@ def test_what_is_no_duration(text: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("20GiB", 20 * 1024**3), ("512MiB", 512 * 1024**2), ("1.5GB", 1_500_000_000), ("10 KB", 10_000), ("7B", 7)]
-    + [("1TiB", 1024**4), ("2PB", 2 * 10**15), (4096, 4096)],
+    [
+        ("20GiB", 20 * 1024**3),
+        ("512MiB", 512 * 1024**2),
+        ("1.5GB", 1_500_000_000),
+        ("10 KB", 10_000),
+        ("7B", 7),
+        ("1TiB", 1024**4),
+        ("2PB", 2 * 10**15),
+        (4096, 4096),
+    ],
 )
 def test_sizes(text: Any, size: int) -> None:
     assert SIZE.validate_python(text) == size

@@ -20,12 +20,16 @@ def test_references_are_accepted(text: str) -> None:
     assert complaints({"notes": text, "tags": [text]}) == []
 
 
-@pytest.mark.parametrize("text", ["${env:}", "${env:1A}", "${env:A B}", "${HOME}", "${ENV:A}", "${env:A", "x${env:A-B}"])
+@pytest.mark.parametrize(
+    "text", ["${env:}", "${env:1A}", "${env:A B}", "${HOME}", "${ENV:A}", "${env:A", "x${env:A-B}"]
+)
 def test_anything_else_in_their_form_is_refused(text: str) -> None:
     assert len(complaints({"notes": text})) == 1
 
 
-@pytest.mark.parametrize("block", [{"dataset": {"main_prompt": "${env:A}"}}, {"model": {"warmup": {"template": "${env:A}"}}}])
+@pytest.mark.parametrize(
+    "block", [{"dataset": {"main_prompt": "${env:A}"}}, {"model": {"warmup": {"template": "${env:A}"}}}]
+)
 def test_a_model_never_reads_a_secret(block: Any) -> None:
     assert len(complaints(block)) == 1
     assert resolve_secrets(block, {"A": "s3cret"}) == block

@@ -9,7 +9,10 @@ from engine.spec.signatures import ARGUMENTS, check_functions, check_source
 
 GOOD = {
     "recurve's score_fn": ("score_fn", "def score_fn(text: str, answer: str):\n  return answer in text\n"),
-    "helpers and imports": ("done_fn", "import re\nP = re.compile('x')\ndef ok(t): return P.search(t)\ndef done_fn(t):\n  return bool(ok(t))\n"),
+    "helpers and imports": (
+        "done_fn",
+        "import re\nP = re.compile('x')\ndef ok(t): return P.search(t)\ndef done_fn(t):\n  return bool(ok(t))\n",
+    ),
     "lambda": ("split_fn", "split_fn = lambda output: '\\n' in output"),
     "defaults beyond the call": ("score_fn", "def score_fn(text, answer, strict=False, *, weight=1.0): return 1.0"),
     "star": ("score_fn", "def score_fn(*args): return float(args[1] in args[0])"),
@@ -17,7 +20,10 @@ GOOD = {
     "imported": ("split_fn", "from operator import truth as split_fn"),
     "made by a call": ("done_fn", "import functools\ndone_fn = functools.partial(print, 1)"),
     "decorated": ("score_fn", "import functools\n@functools.cache\ndef score_fn(*a, k): return 1"),
-    "under try": ("done_fn", "try:\n  import re\n  def done_fn(t): return True\nexcept ImportError:\n  done_fn = lambda t: False"),
+    "under try": (
+        "done_fn",
+        "try:\n  import re\n  def done_fn(t): return True\nexcept ImportError:\n  done_fn = lambda t: False",
+    ),
     "defined twice": ("done_fn", "def done_fn(): return 1\ndef done_fn(text): return True"),
     "inner generator": ("score_fn", "def score_fn(t, a):\n  def inner():\n    yield 1\n  return sum(inner())"),
     "odd escapes": ("done_fn", "def done_fn(t): return '\\d' in t"),
