@@ -22,9 +22,6 @@ from workers import trees, wire
 
 log = get_logger(__name__)
 
-_BORN_WITHIN_S = 300.0
-"""Importing torch from a cold network disk takes minutes."""
-
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -35,27 +32,34 @@ class NoChild(RlxError):
 
 
 class Child:
-    """One stage process."""
+    """One stage process. It has no pid until the nursery has borne it."""
 
     def __init__(self) -> None:
         self.pid: int | None = None
         self.started: float | None = None
-        self._refused: str | None = None
+        self.refused: str | None = None
+        """Why there never was a process; set where `wait` returns at once and there is no pid."""
         self._status: int | None = None
         self._born, self._ended = threading.Event(), threading.Event()
+        self._abandoned = False
+
+    def wait_for_birth(self, timeout_s: float) -> bool:
+        """Whether it has a pid, or never will, within `timeout_s`."""
+        return self._born.wait(timeout_s)
 
     def wait(self, timeout_s: float) -> int | None:
         """Its exit status, negative for the signal that ended it; None where it still runs after `timeout_s`."""
         return self._status if self._ended.wait(timeout_s) else None
 
     def signal(self, number: int) -> None:
-        """Send the process a signal; nothing happens where it has ended."""
+        """Send the process a signal; nothing happens where it has ended, or is yet to be born."""
         if (pid := self._living()) is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def kill(self) -> None:
-        """End the process and everything that it has started."""
+        """End the process and everything that it has started; one that is yet to be born ends when it is."""
+        self._abandoned = True
         if (pid := self._living()) is not None:
             trees.kill_tree(pid)
 
@@ -66,11 +70,13 @@ class Child:
         return self.pid if process_started(self.pid) == self.started else None
 
     def _be_born(self, pid: int) -> None:
-        self.pid, self.started = pid, process_started(pid)
+        self.started, self.pid = process_started(pid), pid
         self._born.set()
+        if self._abandoned:
+            self.kill()
 
     def _end(self, status: int, refused: str | None = None) -> None:
-        self._status, self._refused = status, refused
+        self._status, self.refused = status, refused
         self._ended.set()
         self._born.set()
 
@@ -95,7 +101,7 @@ class Children:
         return None if self._nursery is None else self._nursery.pid
 
     def spawn(self, name: str, task: Path, log_path: Path) -> Child:
-        """A process for the task, once it is there. Raises NoChild."""
+        """Ask for a process for the task. Raises NoChild where nobody can be asked."""
         child = Child()
         with self._lock:
             channel = self._ensure_nursery()
@@ -105,11 +111,6 @@ class Children:
             except OSError as error:
                 self._alive.pop(name, None)
                 raise NoChild(f"the nursery of stage processes is gone: {error}") from error
-        if not child._born.wait(_BORN_WITHIN_S):
-            self.close()  # hung: a child that it bore later would have nobody to watch it
-            child._born.wait()
-        if child._refused is not None:
-            raise NoChild(f"no process could be made for the stage: {child._refused}")
         return child
 
     def close(self) -> None:

@@ -153,7 +153,10 @@ def main(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as channel:
         channel.set_inheritable(False)
         for name in PRELOADED:
-            importlib.import_module(name)
+            try:
+                importlib.import_module(name)
+            except Exception:  # noqa: BLE001 - left to the stage that asks for it, whose log will tell
+                traceback.print_exc()
         Nursery(channel).serve()
 
 

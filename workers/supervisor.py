@@ -27,7 +27,7 @@ from engine.store.processes import host_name
 from engine.store.session import Database
 from engine.store.stages import Claimed, Outcome, Signal
 from engine.store.tables import StageId, WorkerId
-from workers.children import Child, Children
+from workers.children import Child, Children, NoChild
 from workers.devices import gpu_ids
 
 log = get_logger(__name__)
@@ -43,8 +43,10 @@ class Times:
     """Between two looks at whether the run should stop."""
     heartbeat_s: float = 2.0
     lease_s: float = 15.0
-    grace_s: float = 60.0
+    grace_s: float = 30.0
     """From the word to stop until the process is killed: time to write a checkpoint."""
+    birth_s: float = 600.0
+    """Until the process is there: importing torch from a cold network disk takes minutes."""
     retry_s: float = 1.0
     """Between two tries to tell a database that is away."""
 
@@ -105,10 +107,12 @@ def _run_child(task: Task, deps: Deps) -> Outcome:
         task.write()
         memory_kills = autopsy.kills_for_memory()
         child = deps.children.spawn(str(task.claimed.attempt_id), task.path, task.log)
-        _retried(lambda: _record_start(task, child, deps), deps)
-        reason = _watch(child, task.claimed, deps)
+        reason = _watch(child, task, deps)
         status = child.wait(0)
-        assert status is not None, "watching ends with the process"
+        if status is None and reason is not None:
+            return Outcome.stopped()  # before it was born
+        if status is None or child.refused is not None:
+            raise NoChild(f"no process could be made for the stage: {child.refused or 'the nursery does not answer'}")
         return _outcome(task, status, reason, out_of_memory=autopsy.kills_for_memory() > memory_kills)
     except StaleAttempt:
         raise
@@ -128,24 +132,39 @@ def _open_log(task: Task) -> None:
         file.write(f"{line}\n")
 
 
-def _record_start(task: Task, child: Child, deps: Deps) -> None:
-    assert child.pid is not None, "a child that was spawned has a pid"
-    with deps.db.write() as session:
-        stages.start(session, task.claimed, pid=child.pid, pid_started=child.started, log_path=str(task.log))
+def _record_start(task: Task, child: Child, deps: Deps) -> bool:
+    """Whether the attempt's process is known to the store by now."""
+    if child.pid is None:
+        return False
+    try:
+        with deps.db.write() as session:
+            stages.start(session, task.claimed, pid=child.pid, pid_started=child.started, log_path=str(task.log))
+    except Unreachable:
+        return False  # the heartbeat says so in the log
+    return True
 
 
-def _watch(child: Child, claimed: Claimed, deps: Deps) -> Reason | None:
+def _watch(child: Child, task: Task, deps: Deps) -> Reason | None:
     """Until the process has ended: renew the lease, look whether to stop; why it was asked to, if it was."""
-    times, begun = deps.times, time.monotonic()
-    beaten, reason, asked = begun, None, 0.0
-    while child.wait(times.poll_s) is None:
+    claimed, times, begun = task.claimed, deps.times, time.monotonic()
+    beaten, reason, asked, recorded = begun, None, 0.0, False
+    while True:
+        if not recorded and child.wait_for_birth(times.poll_s):
+            recorded = _record_start(task, child, deps)
+        if child.wait(times.poll_s) is not None:
+            return reason
         now = time.monotonic()
+        if child.pid is None and now - begun > times.birth_s:
+            return None
         if reason is None and (reason := _reason(claimed, now - begun, deps)) is not None:
             log.info("stopping the stage", extra={"stage": claimed.name, "reason": reason.value})
             asked = now
             if reason is Reason.OUT_OF_TIME:
                 child.signal(signal.SIGUSR1)  # its stacks go to the log
         if reason is not None:
+            if child.pid is None:
+                child.kill()
+                return reason
             if now - asked > times.grace_s:
                 log.warning("the stage did not stop in its time and is killed", extra={"stage": claimed.name})
                 child.kill()
@@ -154,7 +173,6 @@ def _watch(child: Child, claimed: Claimed, deps: Deps) -> Reason | None:
             beaten = now
             if _beat(claimed, deps) is Signal.STOP and reason is None:
                 reason, asked = Reason.CANCELLED, now
-    return reason
 
 
 def _reason(claimed: Claimed, seconds: float, deps: Deps) -> Reason | None:

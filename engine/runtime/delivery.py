@@ -27,7 +27,8 @@ Write = Callable[[Session], object]
 _BATCH = 200
 _PAUSE_S = 0.2
 """Between two deliveries: many small reports share a transaction."""
-_RETRY_S = 2.0
+RETRY_S = 2.0
+"""Between two tries while the database is away."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,15 @@ class Report:
 class Delivery:
     """The reports of attempt `number` at a stage. `put` never blocks; `close` waits until all is delivered."""
 
-    def __init__(self, open_db: Callable[[], Database], stage_id: StageId, number: int) -> None:
-        self._open_db, self._stage_id, self._number = open_db, stage_id, number
+    def __init__(
+        self, open_db: Callable[[], Database], stage_id: StageId, number: int, *, retry_s: float = RETRY_S
+    ) -> None:
+        self._open_db, self._stage_id, self._number, self._retry_s = open_db, stage_id, number, retry_s
         self._waiting: deque[Report] = deque()
         self._latest: Write | None = None
         self._wake = threading.Condition()
         self._idle = True
-        self._hurry = threading.Event()
+        self._hurry, self._closed = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
 
@@ -79,14 +82,25 @@ class Delivery:
         """Wait until everything is delivered. Raises what failed, Unreachable when the time is up."""
         deadline = time.monotonic() + timeout_s
         self._hurry.set()
+        try:
+            self._await_idle(deadline, timeout_s)
+        finally:
+            self._hurry.clear()
+        self.check()
+
+    def close(self) -> None:
+        """Give up what is not delivered yet."""
+        self._closed.set()
+        with self._wake:
+            self._wake.notify_all()
+
+    def _await_idle(self, deadline: float, timeout_s: float) -> None:
         with self._wake:
             while not self._idle and self._failure is None:
                 if not self._wake.wait(deadline - time.monotonic()):
                     raise Unreachable(
                         f"the database was away for {timeout_s:.0f} s: not all reports could be delivered"
                     )
-        self._hurry.clear()
-        self.check()
 
     def _start(self) -> None:
         self._idle = False
@@ -96,9 +110,9 @@ class Delivery:
         self._wake.notify_all()
 
     def _run(self) -> None:
-        while True:
+        while not self._closed.is_set():
             with self._wake:
-                while not self._waiting and self._latest is None:
+                while not self._waiting and self._latest is None and not self._closed.is_set():
                     self._idle = True
                     self._wake.notify_all()
                     self._wake.wait()
@@ -111,7 +125,7 @@ class Delivery:
                 log.warning("the database is away, reports wait", extra={"error": str(error), "waiting": len(batch)})
                 with self._wake:
                     self._waiting.extendleft(reversed(batch))
-                time.sleep(_RETRY_S)
+                self._closed.wait(self._retry_s)
             except BaseException as error:  # noqa: BLE001 - raised in the stage's own thread, at its next report
                 with self._wake:
                     self._failure = error

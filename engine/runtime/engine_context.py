@@ -186,7 +186,8 @@ class EngineContext:
             self._metrics.close(patience_s=DELIVER_WITHIN_S)
 
     def close(self) -> None:
-        """End what the context has started."""
+        """End what the context has started; what is not delivered by now never will be."""
+        self._delivery.close()
         if "functions" in self.__dict__:
             self.functions.close()
         if "_db" in self.__dict__:
