@@ -36,14 +36,31 @@ def hidden_states(
 
 def _padded(model: nn.Module, packed: Pack) -> Tensor:
     """One row a sequence through the model's own decoder."""
+    rows, home = _sequences(packed)
     device = packed.ids.device
-    longest = max(map(len, packed.rows))
-    ids = torch.zeros(len(packed.rows), longest, dtype=torch.long)
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for i, row in enumerate(packed.rows):
+    for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
     base = lean.unwrap(model)
     out = base.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-    hidden: Tensor = out.last_hidden_state[packed.home[:, 0], packed.home[:, 1]]
+    hidden: Tensor = out.last_hidden_state[home[:, 0], home[:, 1]]
     return hidden
+
+
+def _sequences(packed: Pack) -> tuple[list[list[int]], Tensor]:
+    """The tree's sequences from root to leaf, and the row and position in them of each of `packed.nodes`."""
+    ids, parents, depth = packed.ids.tolist(), packed.parents.tolist(), packed.depth.tolist()
+    inner = set(parents)
+    row_of: dict[int, int] = {}
+    rows: list[list[int]] = []
+    for leaf in (node for node in range(len(ids)) if node not in inner):
+        node, row = leaf, [0] * (depth[leaf] + 1)
+        while node >= 0:
+            row[depth[node]] = ids[node]
+            row_of.setdefault(node, len(rows))
+            node = parents[node]
+        rows.append(row)
+    return rows, torch.tensor([[row_of[node], depth[node]] for node in packed.nodes.tolist()])

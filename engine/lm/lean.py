@@ -24,6 +24,7 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
+from engine.lm.ops import rms_norm, rotate
 from engine.lm.packing import Attention, Pack
 
 FAMILIES = (
@@ -34,6 +35,7 @@ FAMILIES = (
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
 )
+_CHUNK = 512
 _ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies do not change with the length of the sequence."""
 
@@ -76,30 +78,47 @@ def hidden(model: nn.Module, pack: Pack) -> Tensor:
     config = decoder.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     x = decoder.embed_tokens(pack.ids)
-    cos, sin = decoder.rotary_emb(x.unsqueeze(0), pack.depth.unsqueeze(0))
-    cos, sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)
+    rotation = rotations(decoder.rotary_emb, pack.depth)
     final = len(decoder.layers) - 1
     for i, layer in enumerate(decoder.layers):
         attention = layer.self_attn
         h = norm(layer.input_layernorm, x)
-        key = _rotate(attention.k_proj(h).view(len(h), kv_heads, -1), cos, sin)
+        key = rotate(attention.k_proj(h).view(len(h), kv_heads, -1), rotation)
         value = attention.v_proj(h).view(len(h), kv_heads, -1)
         who = pack.full
         if i == final:  # nothing above reads the other tokens
-            x, h, cos, sin = (t.index_select(0, pack.nodes) for t in (x, h, cos, sin))
+            x, h, rotation = (t.index_select(0, pack.nodes) for t in (x, h, rotation))
             who = pack.final
-        query = _rotate(attention.q_proj(h).view(len(h), heads, -1), cos, sin)
+        query = rotate(attention.q_proj(h).view(len(h), heads, -1), rotation)
         x = x + attention.o_proj(attend(query, key, value, who, attention.scaling))
-        x = x + layer.mlp(norm(layer.post_attention_layernorm, x))
+        x = _feed_forward(layer, x)
     return norm(decoder.norm, x)
+
+
+def rotations(rotary: Any, positions: Tensor) -> Tensor:
+    """cos + i sin of each position and frequency: complex64 [N, 1, d / 2]."""
+    angles = positions.unsqueeze(-1).float() * rotary.inv_freq.float()
+    return torch.polar(torch.full_like(angles, float(rotary.attention_scaling)), angles).unsqueeze(1)
 
 
 def norm(module: Any, x: Tensor) -> Tensor:
     """The module's RMS norm; in float32 as one fused operation."""
     if x.dtype == torch.float32 and module.weight.dtype == torch.float32:
-        return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+        return rms_norm(x, module.weight, module.variance_epsilon)
     out: Tensor = module(x)
     return out
+
+
+def _feed_forward(layer: Any, x: Tensor) -> Tensor:
+    """x + MLP(norm(x)); without gradients in place, and in chunks that stay in the processor's cache."""
+    mlp = layer.mlp
+    if torch.is_grad_enabled():
+        out: Tensor = x + mlp(norm(layer.post_attention_layernorm, x))
+        return out
+    for part in torch.split(x, _CHUNK):
+        h = norm(layer.post_attention_layernorm, part)
+        part += mlp.down_proj(F.silu(mlp.gate_proj(h), inplace=True).mul_(mlp.up_proj(h)))
+    return x
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, who: Attention, scale: float) -> Tensor:
@@ -111,7 +130,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, who: Attention, scale: flo
         k, v = _rows(key, block.keys), _rows(value, block.keys)
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=block.mask, scale=scale)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=block.mask.to(q.dtype), scale=scale)
         outs.append(out.transpose(1, 2).reshape(-1, query.shape[1] * query.shape[2]))
     joined = outs[0] if len(outs) == 1 else torch.cat(outs)
     return joined if who.place is None else joined.index_select(0, who.place)
@@ -122,10 +141,3 @@ def _rows(x: Tensor, index: Tensor | None) -> Tensor:
     if index is None:
         return x.transpose(0, 1).unsqueeze(0)
     return x.index_select(0, index.reshape(-1)).view(*index.shape, *x.shape[1:]).transpose(1, 2)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, halves rotated against each other."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin

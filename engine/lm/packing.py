@@ -7,8 +7,10 @@ who may look at whom, where the activations one wants come out. The forward pass
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +31,7 @@ class Block:
     keys: Tensor | None
     """None: the whole tree, in order."""
     mask: Tensor
-    """True where a query may look at a key."""
+    """0 where a query may look at a key, −∞ elsewhere: what attention adds to its scores."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,8 @@ class Pack:
     """Attention of every token."""
     final: Attention
     """Attention of `nodes` alone, all that the last layer needs."""
-    rows: tuple[tuple[int, ...], ...] = field(repr=False)
-    """Whole sequences that together visit every one of `nodes`, for models that cannot read a tree."""
-    home: Tensor = field(repr=False)
-    """[W, 2] for each of `nodes`, a row of `rows` and the position in it."""
+    parents: Tensor = field(repr=False)
+    """[N] the token before each one in its sequence, -1 for a first."""
 
     def to(self, device: torch.device | str) -> Pack:
         """The same pack with its tensors on a device."""
@@ -86,37 +86,44 @@ class _Tree:
 
     def __init__(self) -> None:
         self.children: dict[tuple[int, int], int] = {}
-        self.ids: list[int] = []
-        self.parents: list[int] = []
-        self.depths: list[int] = []
-        self.makers: list[int] = []
+        self.ids = array("q")
+        self.parents = array("q")
+        self.depths = array("q")
+        self.makers = array("q")
 
     def walk(self, node: int, tokens: Sequence[int], maker: int) -> list[int]:
         """The nodes of `tokens` below `node` (-1 is the root), made where they are missing."""
-        path = []
+        path: list[int] = []
         for token in tokens:
-            key = (node, token)
-            child = self.children.get(key)
+            child = self.children.get((node, token))
             if child is None:
-                child = len(self.ids)
-                self.children[key] = child
-                self.ids.append(token)
-                self.parents.append(node)
-                self.depths.append(self.depths[node] + 1 if node >= 0 else 0)
-                self.makers.append(maker)
+                return path + self._grow(node, tokens[len(path) :], maker)
             path.append(child)
             node = child
         return path
 
+    def _grow(self, node: int, tokens: Sequence[int], maker: int) -> list[int]:
+        """A new branch, all at once."""
+        first, count = len(self.ids), len(tokens)
+        depth = self.depths[node] + 1 if node >= 0 else 0
+        branch = list(range(first, first + count))
+        parents = [node, *branch[:-1]]
+        self.children.update(zip(zip(parents, tokens, strict=True), branch, strict=True))
+        self.ids.extend(tokens)
+        self.parents.extend(parents)
+        self.depths.extend(range(depth, depth + count))
+        self.makers.extend(repeat(maker, count))
+        return branch
+
     def intervals(self) -> tuple[np.ndarray, np.ndarray]:
         """Preorder number of each node and of the last node below it: an ancestor's interval holds its descendants'."""
-        count = len(self.ids)
+        count, parents = len(self.ids), self.parents.tolist()
         size = [1] * count
         for node in range(count - 1, -1, -1):
-            if self.parents[node] >= 0:
-                size[self.parents[node]] += size[node]
+            if parents[node] >= 0:
+                size[parents[node]] += size[node]
         begin, free, top = [0] * count, [0] * count, 0
-        for node, parent in enumerate(self.parents):
+        for node, parent in enumerate(parents):
             if parent < 0:
                 begin[node], top = top, top + size[node]
             else:
@@ -147,7 +154,9 @@ def pack(
     for i, (prefix, options) in enumerate(zip(prefixes, candidates, strict=True)):
         if not prefix or not all(options):
             raise ValueError(f"state {i}: a state and each of its candidates need at least one token")
-        path = tree.walk(-1, prefix, i)
+        shared = _common(prefixes[i - 1], prefix) if i else 0
+        path = paths[i - 1][:shared] if shared else []
+        path = path + tree.walk(path[-1] if path else -1, prefix[shared:], i)
         keep = None if "last" in want else -1
         paths.append(path)
         below.append([tree.walk(path[-1], option[:keep], i) for option in options])
@@ -155,12 +164,11 @@ def pack(
     nodes, inverse = np.unique(np.concatenate([before, last, state]), return_inverse=True)
     split = np.split(inverse, [len(before), len(before) + len(last)])
     lengths = [len(option) for options in candidates for option in options]
-    rows, home = _rows(prefixes, candidates, paths, below, nodes)
     begin, end = tree.intervals()
-    layout = _Layout(paths, below, np.array(tree.makers), begin, end)
+    layout = _Layout(paths, below, np.frombuffer(tree.makers, dtype=np.int64), begin, end)
     return Pack(
-        ids=torch.tensor(tree.ids),
-        depth=torch.tensor(tree.depths),
+        ids=_tensor(tree.ids),
+        depth=_tensor(tree.depths),
         nodes=torch.from_numpy(nodes),
         before=torch.from_numpy(split[0]),
         targets=torch.tensor(
@@ -173,9 +181,17 @@ def pack(
         lengths=torch.tensor(lengths),
         full=layout.attention(np.arange(len(tree.ids))),
         final=layout.attention(nodes),
-        rows=rows,
-        home=home,
+        parents=_tensor(tree.parents),
     )
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common, by bisection on slices, which compare at C's speed."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 def _places(
@@ -198,24 +214,6 @@ def _places(
     return tuple(np.array(nodes, dtype=np.int64) for nodes in (before, last, state))  # type: ignore[return-value]
 
 
-def _rows(
-    prefixes: Sequence[Sequence[int]],
-    candidates: Sequence[Sequence[Sequence[int]]],
-    paths: list[list[int]],
-    below: list[list[list[int]]],
-    nodes: np.ndarray,
-) -> tuple[tuple[tuple[int, ...], ...], Tensor]:
-    """Plain sequences that visit all `nodes`, and where each node is in them."""
-    rows: dict[tuple[int, ...], int] = {}
-    seat: dict[int, tuple[int, int]] = {}
-    for prefix, options, path, under in zip(prefixes, candidates, paths, below, strict=True):
-        for option, tail in zip(options, under, strict=True):
-            row = rows.setdefault((*prefix, *option), len(rows))
-            for position, node in enumerate((*path, *tail)):
-                seat.setdefault(node, (row, position))
-    return tuple(rows), torch.tensor([seat[int(node)] for node in nodes]).view(-1, 2)
-
-
 class _Layout:
     """Plans attention over a finished tree."""
 
@@ -236,8 +234,8 @@ class _Layout:
     def attention(self, queries: np.ndarray) -> Attention:
         """Blocks for these nodes as queries: a dense one for a small tree, else one a state, alike sizes together."""
         if len(self._begin) <= _DENSE:
-            mask = self._visible(queries, np.arange(len(self._begin)))
-            return Attention((Block(None, None, torch.from_numpy(mask)[None, None]),), None)
+            visible = self._visible(queries, np.arange(len(self._begin)))
+            return Attention((Block(None, None, _additive(visible[None, None])),), None)
         order = np.argsort(self._makers[queries], kind="stable")
         bounds = np.searchsorted(self._makers[queries][order], np.arange(len(self._keys) + 1))
         groups: dict[tuple[int, int], list[int]] = {}
@@ -259,7 +257,7 @@ class _Layout:
                 query_index[row, : len(asked)], key_index[row, : len(keys)] = asked, keys
                 mask[row, 0, : len(asked), : len(keys)] = self._visible(queries[asked], keys)
                 places[asked] = offset + row * width + np.arange(len(asked))
-            blocks.append(Block(torch.from_numpy(query_index), torch.from_numpy(key_index), torch.from_numpy(mask)))
+            blocks.append(Block(torch.from_numpy(query_index), torch.from_numpy(key_index), _additive(mask)))
             offset += query_index.size
         return Attention(tuple(blocks), torch.from_numpy(places))
 
@@ -268,6 +266,14 @@ class _Layout:
         at = self._begin[queries][:, None]
         visible: np.ndarray = (self._begin[keys] <= at) & (at <= self._end[keys])
         return visible
+
+
+def _tensor(numbers: array[int]) -> Tensor:
+    return torch.frombuffer(numbers, dtype=torch.int64)
+
+
+def _additive(visible: np.ndarray) -> Tensor:
+    return torch.where(torch.from_numpy(visible), 0.0, float("-inf"))
 
 
 def _moved(attention: Attention, device: torch.device | str) -> Attention:
