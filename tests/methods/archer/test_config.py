@@ -1,0 +1,48 @@
+"""ArCHer's config: presets beneath what was written, and combinations that make no sense refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engine.methods.archer.config import Archer
+
+
+def test_the_paper_is_one_key_away() -> None:
+    paper = Archer.model_validate({"variant": "paper"})
+    assert (paper.ranker.critic, paper.ranker.candidates, paper.ranker.target.kind) == ("qv", 1, "polyak")
+    assert (paper.generator.algorithm, paper.generator.signal, paper.generator.states) == (
+        "reinforce",
+        "advantage",
+        "replay",
+    )
+
+
+def test_what_the_spec_says_wins_over_the_preset() -> None:
+    mixed = Archer.model_validate({"variant": "paper", "ranker": {"candidates": 4, "target": {"tau": 0.5}}})
+    assert (mixed.ranker.candidates, mixed.ranker.critic) == (4, "qv")
+    assert (mixed.ranker.target.kind, mixed.ranker.target.tau) == ("polyak", 0.5)
+
+
+def test_a_resolved_config_reads_back_as_itself() -> None:
+    for variant in ("recurve", "paper"):
+        config = Archer.model_validate({"variant": variant, "generator": {"kl": 0.3}})
+        assert Archer.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"generator": {"signal": "advantage"}}, "critic: qv"),
+        ({"ranker": {"candidates": 1}, "generator": {"signal": "centred"}}, "two candidates"),
+        ({"generator": {"signal": "centred", "states": "replay"}}, "rivals"),
+        ({"ranker": {"candidates": 1}, "generator": {"mode": "frozen"}}, "nothing to learn"),
+        ({"ranker": {"updates": 5, "accumulate": 2}}, "multiple"),
+        ({"ranker": {"replay": {"capacity": 10, "min_fill": 11}}}, "capacity"),
+    ],
+)
+def test_contradictions_are_refused(wrong: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        Archer.model_validate(wrong)
