@@ -331,7 +331,7 @@ def attempts_of(session: Session, run_id: RunId) -> list[AttemptRow]:
         (stage, row) for stage in stages.for_run(session, run_id) for row in stages.attempts(session, StageId(stage.id))
     ]
     workers = select(Worker.id, Worker.name).where(Worker.id.in_({row.worker_id for _, row in found}))
-    names = dict(session.execute(workers).tuples().all())
+    names = {row.id: row.name for row in session.execute(workers)}
     rows = [
         AttemptRow(
             stage=stage.name,

@@ -122,7 +122,7 @@ def facts(table: pd.DataFrame) -> None:
 
 def command(line: str) -> None:
     """A command to copy."""
-    st.code(line, language="bash")
+    st.code(line, language=None)
 
 
 def empty(says: str, *commands: str) -> None:

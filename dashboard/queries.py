@@ -158,7 +158,8 @@ def find_runs(
 
 def statuses(session: Session) -> dict[str, int]:
     """How many runs there are in each status."""
-    return dict(session.execute(select(Run.status, func.count()).group_by(Run.status)).tuples().all())
+    rows = session.execute(select(Run.status, func.count()).group_by(Run.status))
+    return {row[0]: row[1] for row in rows}
 
 
 def tags(session: Session) -> list[str]:

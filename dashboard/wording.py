@@ -183,7 +183,7 @@ def one_line(text: str, limit: int = 160) -> str:
     return flat if len(flat) <= limit else flat[: limit - 1].rstrip() + "…"
 
 
-def ending(text: str, limit: int = 46) -> str:
+def ending(text: str, limit: int = 38) -> str:
     """The end of the text on one line: of a conversation that is what was said last."""
     flat = one_line(text[-4 * limit :], limit=4 * limit)
     return flat if len(flat) <= limit and len(text) <= 4 * limit else "…" + flat[-limit:].lstrip()

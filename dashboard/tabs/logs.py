@@ -20,7 +20,7 @@ def draw(run: RunDetail) -> None:
         attempts = evidence.attempts_of(session, run.id)
         events = evidence.events_of(session, run.id)
     if attempts:
-        names = {f"{row.stage}-{row.number}": row for row in attempts}
+        names = {f"{row.stage}, attempt {row.number}": row for row in attempts}
         chosen = st.segmented_control(
             "Attempt",
             list(names),
@@ -28,7 +28,6 @@ def draw(run: RunDetail) -> None:
             required=True,
             key="attempt",
             bind=BOUND,
-            format_func=lambda name: _label(names[name]),
         )
         _log(run, names[chosen or next(iter(names))])
     else:
@@ -54,10 +53,6 @@ def draw(run: RunDetail) -> None:
             "message": st.column_config.TextColumn("What happened", width=800),
         },
     )
-
-
-def _label(row: AttemptRow) -> str:
-    return f"{wording.look(row.status).icon} {row.stage}, attempt {row.number}"
 
 
 def _log(run: RunDetail, row: AttemptRow) -> None:

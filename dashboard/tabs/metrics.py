@@ -14,6 +14,8 @@ from dashboard.wording import ACTIVE, plain
 
 SMOOTHINGS = ("0", "0.5", "0.8", "0.95")
 ABREAST = 3
+LAST = ("cost", "perf", "time")
+"""Groups that measure the machine, not the learning."""
 
 
 def show(run: RunDetail) -> None:
@@ -42,9 +44,8 @@ def draw(run: RunDetail) -> None:
     wanted = [row for row in series if (containing or "").lower() in row.key.lower()]
     if not wanted:
         st.caption("No metric of this run has that in its name.")
-    for (stage, group), grouped in groupby(sorted(wanted, key=_place), key=lambda row: (row.stage, _group(row.key))):
+    for (stage, group), rows in groups(wanted):
         st.markdown(f"##### {plain(stage)} · {plain(group)}" if group not in ("", stage) else f"##### {plain(stage)}")
-        rows = list(grouped)
         for start in range(0, len(rows), ABREAST):
             line = rows[start : start + ABREAST]
             for column, row in zip(st.columns(ABREAST, gap="medium"), line, strict=False):
@@ -52,20 +53,25 @@ def draw(run: RunDetail) -> None:
                     _one(row, float(smoothing or 0), over or "step", logarithmic)
 
 
+def groups(series: list[SeriesRow]) -> list[tuple[tuple[str, str], list[SeriesRow]]]:
+    """Metrics by stage and by what stands before the slash: later stages first, what measures costs last.
+
+    A key without a slash goes with those that begin with it: `score` with `score/generator`.
+    """
+    heads = {row.key.partition("/")[0] for row in series if "/" in row.key}
+
+    def group(row: SeriesRow) -> str:
+        head = row.key.partition("/")[0]
+        return head if head in heads else ""
+
+    def place(row: SeriesRow) -> tuple[int, int, str, str]:
+        return -row.position, LAST.index(group(row)) + 1 if group(row) in LAST else 0, group(row), row.key
+
+    ordered = sorted(series, key=place)
+    return [(name, list(rows)) for name, rows in groupby(ordered, key=lambda row: (row.stage, group(row)))]
+
+
 def _one(row: SeriesRow, smoothing: float, over: str, logarithmic: bool) -> None:
-    st.markdown(f"**{plain(_name(row.key))}**")
+    st.markdown(f"**{plain(row.key)}**")
     drawn = charts.metric(row, smoothing=smoothing, over=over, logarithmic=logarithmic)
     parts.chart(drawn, f"{row.stage}/{row.key}", alt=f"{row.key} over {over}")
-
-
-def _place(row: SeriesRow) -> tuple[int, bool, str]:
-    """Later stages first, since they are what one came for; what measures the machine last."""
-    return -row.position, _group(row.key) in ("perf", "time"), row.key
-
-
-def _group(key: str) -> str:
-    return key.partition("/")[0] if "/" in key else ""
-
-
-def _name(key: str) -> str:
-    return key.partition("/")[2] or key

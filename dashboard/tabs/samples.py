@@ -128,13 +128,12 @@ def trajectory(decisions: Sequence[Sequence[Candidate]]) -> None:
         decisions[int(which or 1) - 1], key=lambda candidate: -(candidate.q if candidate.q is not None else -1e9)
     )
     for candidate in ranked:
-        value, text = st.columns([1, 6], gap="small", vertical_alignment="top")
+        value, text = st.columns([1.4, 6], gap="small", vertical_alignment="top")
         with value:
-            st.badge(
-                "–" if candidate.q is None else f"{candidate.q:.3f}",
-                icon=":material/check:" if candidate.chosen else None,
-                color="primary" if candidate.chosen else "gray",
-                help="executed" if candidate.chosen else None,
-            )
+            q = wording.score(candidate.q)
+            if candidate.chosen:
+                st.badge(f"{q} executed", icon=":material/check:", color="primary")
+            else:
+                st.badge(q, color="gray")
         with text:
             parts.shown(candidate.text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,7 +26,7 @@ def page() -> None:
             "rlx submit specs/best_lang.yaml",
         )
         return
-    live(filters(counts, tags))
+    live(filters(counts, tags), sum(counts.values()))
 
 
 def filters(counts: dict[str, int], tags: list[str]) -> Filters:
@@ -34,20 +35,14 @@ def filters(counts: dict[str, int], tags: list[str]) -> Filters:
     name, status, tag = st.columns([2, 5, 2], vertical_alignment="bottom", gap="medium")
     said = name.text_input("Name or user", key="name", bind=BOUND, placeholder="best-lang", live=True, type="search")
     offered = [option for option in wording.STATUSES if option in counts]
-    statuses = status.pills(
-        "Status",
-        offered,
-        selection_mode="multi",
-        key="status",
-        bind=BOUND,
-        format_func=lambda option: f"{wording.look(option).icon} {option} {counts[option]}",
-    )
+    # Labels are what the URL holds, so they stay plain words; how many there are of each stands below.
+    statuses = status.pills("Status", offered, selection_mode="multi", key="status", bind=BOUND)
     chosen = tag.multiselect("Tags", tags, key="tag", bind=BOUND, placeholder="any" if tags else "no run has tags")
     return Filters(name=(said or "").strip(), statuses=tuple(statuses), tags=tuple(chosen))
 
 
 @st.fragment(run_every=state.LIVE_S)
-def live(chosen: Filters) -> None:
+def live(chosen: Filters, total: int) -> None:
     """The table, read again every few seconds."""
     with parts.reading() as session:
         rows = queries.find_runs(session, name=chosen.name, statuses=chosen.statuses, tags=chosen.tags)
@@ -57,7 +52,7 @@ def live(chosen: Filters) -> None:
     actions = st.container(horizontal=True, vertical_alignment="center", height=44, border=False)
     picked = table(rows, parts.now())
     with actions:
-        offer(rows, picked)
+        offer(rows, picked, total)
 
 
 def table(rows: list[RunRow], now: datetime) -> list[str]:
@@ -127,7 +122,7 @@ def _cells(row: RunRow, now: datetime) -> dict[str, Any]:
     }
 
 
-def offer(rows: list[RunRow], picked: list[str]) -> None:
+def offer(rows: list[RunRow], picked: list[str], total: int) -> None:
     """What can be done with the ticked runs."""
     if len(picked) == 1:
         st.page_link(
@@ -146,9 +141,16 @@ def offer(rows: list[RunRow], picked: list[str]) -> None:
             query_params=state.compare_link(first, second),
         )
     else:
-        more = f"of the newest {queries.LISTED} " if len(rows) >= queries.LISTED else ""
         said = "Two at a time can be compared." if picked else "Click a name to open a run; tick two to compare them."
-        st.caption(f"{len(rows)} runs {more}shown. {said}")
+        st.caption(f"{_count(rows, total)}. {said}")
+
+
+def _count(rows: list[RunRow], total: int) -> str:
+    """`12 runs: 8 succeeded, 1 running`, and of how many where some are not shown."""
+    shown = Counter(row.summary.status for row in rows)
+    listed = ", ".join(f"{shown[status]} {status}" for status in wording.STATUSES if shown[status])
+    of = f" of {total}" if total > len(rows) else ""
+    return f"{len(rows)}{of} {'run' if total == 1 else 'runs'}: {listed}"
 
 
 def _submitted(rows: list[RunRow], handle: str) -> datetime:

@@ -75,7 +75,7 @@ OUTLINES = (
         "archer",
         2,
         6.0,
-        goal=0.79,
+        goal=0.86,
         tau=18.0,
         seconds=1615.0,
         overrides=("algorithm.ranker.candidates=16",),
@@ -287,19 +287,19 @@ def _training(
     steps = np.arange(1, n + 1)
     rise = 1 - np.exp(-steps / outline.tau)
     curves = {
-        "train/return": low + (outline.goal - low) * rise + rng.normal(0, 0.06, n),
-        "train/entropy": 2.4 - 1.3 * rise + rng.normal(0, 0.05, n),
-        "train/kl": 0.09 * rise + np.abs(rng.normal(0, 0.006, n)),
-        "train/policy_loss": -0.02 * rise + rng.normal(0, 0.008, n),
-        "train/clip_fraction": np.abs(0.12 * rise + rng.normal(0, 0.02, n)),
-        "perf/tokens_per_s": 5200 + rng.normal(0, 160, n),
-        "perf/seconds": step_s + rng.normal(0, 0.05 * step_s, n),
+        "cost/generated_tokens": steps * (41_000.0 if outline.game else 9_400.0),
+        "rollout/score": low + (outline.goal - low) * rise + rng.normal(0, 0.06, n),
+        "policy/entropy": 2.4 - 1.3 * rise + rng.normal(0, 0.05, n),
+        "policy/kl": 0.09 * rise + np.abs(rng.normal(0, 0.006, n)),
+        "policy/loss": -0.02 * rise + rng.normal(0, 0.008, n),
+        "policy/clipped": np.abs(0.12 * rise + rng.normal(0, 0.02, n)),
+        "iteration_seconds": step_s + rng.normal(0, 0.05 * step_s, n),
     }
     if outline.method == "archer":
         curves |= {
-            "train/critic_loss": 0.24 * (1 - 0.8 * rise) + np.abs(rng.normal(0, 0.012, n)),
-            "train/q": 0.5 + (outline.goal - 0.5) * rise + rng.normal(0, 0.02, n),
-            "train/epsilon": np.maximum(0.1, 1.0 - 0.9 * steps / (ITERATIONS / 2)),
+            "critic/loss": 0.24 * (1 - 0.8 * rise) + np.abs(rng.normal(0, 0.012, n)),
+            "critic/q": 0.5 + (outline.goal - 0.5) * rise + rng.normal(0, 0.02, n),
+            "epsilon": np.maximum(0.1, 1.0 - 0.9 * steps / (ITERATIONS / 2)),
         }
     for key, values in curves.items():
         _points(session, run_id, train, key, values, submitted + timedelta(seconds=21), step_s, first=1)
