@@ -88,7 +88,7 @@ def changed_spec(resolved: Mapping[str, Any], runs_per_item: int | None, dataset
     with TemporaryDirectory() as folder:
         # Through the loader, so that a dataset file is checked exactly as in a spec.
         path = Path(folder) / "evaluation.yaml"
-        path.write_text(json.dumps(document), encoding="utf-8")
+        path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
         return load(path, methods=configs())
 
 

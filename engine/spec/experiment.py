@@ -93,7 +93,10 @@ def experiment_type(methods: Mapping[str, type[SpecModel]]) -> type[Experiment]:
 
 
 def inconsistencies(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """What the blocks of an experiment ask of each other and do not get: (path, what is wrong)."""
+    """What the blocks of an experiment ask of each other and do not get: (path, what is wrong).
+
+    A method's config says with a class variable `needs` which of the dataset's functions it cannot do without.
+    """
     dataset, warmup = experiment.dataset, experiment.model.warmup
     known = dataset.split_names
     for index, split in enumerate(experiment.evaluation.splits or ()):

@@ -22,6 +22,7 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
         r"found character that cannot start any token|found character .* that cannot start",
         "this character starts no text: put the text in quotes",
     ),
+    (r"invalid Unicode character escape code", "half a character: write the character itself in place of the escape"),
     (r"found unknown escape character", "an unknown escape: use single quotes, or double the backslash"),
     (
         r"did not find expected comment or line break|expected chomping",

@@ -166,6 +166,7 @@ def test_text_that_no_database_takes_is_refused(escape: str) -> None:
         ("a: \x07", "f.yaml:1:4", "U+0007"),
         ("a: - b", "f.yaml:1:4", "own line"),
         ('a: "\\q"', "f.yaml:1:5", "escape"),
+        ('a: "\\ud83d\\ude00"', "f.yaml:1:", "half a character"),
         ("%YAML 1.1\na: 1", "f.yaml:", "directive"),
         ("*a : 1", "f.yaml:1:1", "refers to nothing"),
         ("- &a x\n- {*a : 1}", "f.yaml:2:4", "not an alias"),

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
+from engine.errors import SpecError
 from engine.methods import registry
 from engine.spec.load import load
 from engine.spec.reader import read_yaml
@@ -84,6 +85,14 @@ def test_every_shipped_spec_is_valid_and_loads(path: Path) -> None:
     assert [error.message for error in found] == []
     for variant in load(path, methods=methods).variants():
         assert registry.plan(variant.experiment, variant.set_paths).stages
+
+
+@pytest.mark.parametrize("name", registry.configs())
+def test_every_method_says_which_functions_it_cannot_do_without(name: str, desk: Any) -> None:
+    text = f"version: 1\nname: a\ndataset: {{items: [{{prompt: x}}]}}\nalgorithm: {name}\nmodel: gpt2\n"
+
+    with pytest.raises(SpecError, match=f"spec.yaml:3:1: {name} needs dataset.score_fn: add it"):
+        load(desk.write(text), methods=registry.configs())
 
 
 def test_specs_are_shipped() -> None:

@@ -8,7 +8,7 @@ their advantage. This module only describes; `plan` turns it into stages, `losse
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -118,6 +118,7 @@ class Generator(PolicyUpdate):
 class Archer(SpecModel):
     """Hierarchical RL: a critic over utterances (off-policy) teaches a policy over tokens (on-policy)."""
 
+    needs: ClassVar[tuple[str, ...]] = ("score_fn",)
     name: Literal["archer"] = "archer"
     variant: Literal["recurve", "paper"] = "recurve"
     """Whose algorithm the defaults are."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ class PPOEpisodes(Episodes):
 class PPO(PolicyUpdate):
     """Proximal policy optimisation on tokens (Schulman et al., 2017), with a value network and GAE."""
 
+    needs: ClassVar[tuple[str, ...]] = ("score_fn",)
     name: Literal["ppo"] = "ppo"
     iterations: int = Field(40, ge=1)
     discount: float = Field(1.0, gt=0, le=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ class ReinforceEpisodes(Episodes):
 class Reinforce(PolicyUpdate):
     """REINFORCE on tokens (Williams, 1992): the log-probability of an episode, weighed by its score."""
 
+    needs: ClassVar[tuple[str, ...]] = ("score_fn",)
     name: Literal["reinforce"] = "reinforce"
     iterations: int = Field(40, ge=1)
     discount: float = Field(1.0, gt=0, le=1)
