@@ -28,31 +28,34 @@ def add(ctx: StageContext) -> None:
 
 
 def count(ctx: StageContext) -> None:
-    """Count to `extra.steps` with random increments, a checkpoint and reports at every step.
+    """Count to `extra.steps` with random increments; reports and a checkpoint at every step, reports after it too.
 
-    Waits at step `extra.pause_at` for the file `extra.gate` to appear: a test acts on the stage meanwhile.
+    Waits after the checkpoint of step `extra.pause_at` for the file `extra.gate`: a test acts on the stage meanwhile.
     """
-    steps, rng, total, first = int(ctx.extra["steps"]), np.random.default_rng(ctx.seed), 0.0, 1
+    steps, rng, total, done = int(ctx.extra["steps"]), np.random.default_rng(ctx.seed), 0.0, 0
     restored = ctx.restore()
     if restored is not None:
         rng.bit_generator.state = restored.state["rng"]
-        total, first = restored.state["total"], restored.step + 1
-    print(f"counting from {first}")
-    for step in range(first, steps + 1):
-        total += float(rng.random())
-        ctx.log(step, total=total)
-        ctx.sample(Sample(step, f"before {step}"))
-        ctx.progress(step, steps)
-        ctx.checkpoint(step, {"rng": rng.bit_generator.state, "total": total})
-        ctx.sample(Sample(step, f"after {step}"))
-        if step == steps // 2:
-            ctx.evaluation(Evaluation(step, "score", [ItemScore(0, (total,))]))
-        if step == ctx.extra.get("pause_at"):
+        total, done = restored.state["total"], restored.step
+    print(f"counting from {done + 1}")
+    while True:
+        ctx.sample(Sample(done, f"after {done}"))
+        if done == ctx.extra.get("pause_at"):
             Path(ctx.extra["gate"]).with_suffix(".reached").write_text(str(os.getpid()))
             while not Path(ctx.extra["gate"]).exists() and not ctx.should_stop:
                 time.sleep(0.01)
         if ctx.should_stop:
             raise Stopped
+        if done == steps:
+            break
+        done += 1
+        total += float(rng.random())
+        ctx.log(done, total=total)
+        ctx.sample(Sample(done, f"before {done}"))
+        ctx.progress(done, steps)
+        if done == steps // 2:
+            ctx.evaluation(Evaluation(done, "score", [ItemScore(0, (total,))]))
+        ctx.checkpoint(done, {"rng": rng.bit_generator.state, "total": total})
     (ctx.output_dir / "total.txt").write_text(repr(total))
 
 
@@ -61,15 +64,6 @@ def fail(ctx: StageContext) -> None:
     ctx.log(1, loss=0.5)
     print("about to fail")
     raise DataError("items.jsonl:3: the answer is missing")
-
-
-def fail_once(ctx: StageContext) -> None:
-    """Break in the first attempt, succeed in the next."""
-    marker = Path(ctx.extra["marker"])
-    if not marker.exists():
-        marker.write_text("")
-        raise RuntimeError("out of luck")
-    noop(ctx)
 
 
 def crash(ctx: StageContext) -> None:

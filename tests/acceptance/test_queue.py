@@ -1,0 +1,339 @@
+"""The queue end to end: a store, a broker, real workers and their stage processes, and what befalls them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from engine.clock import utc_now
+from engine.plan.stage import Plan, Resources, Stage
+from engine.settings import Settings
+from engine.store import artifacts, checkpoints, events, runs, samples, stages, workers
+from engine.store.processes import process_started
+from engine.store.session import Database, open_database
+from engine.store.tables import Run, RunId
+from workers import dispatch
+from workers.children import python_environment
+
+T = TypeVar("T")
+HERE = Path(__file__).parent
+REDIS = os.environ.get("RLX_TEST_REDIS", "redis://127.0.0.1:6379/9")
+RABBITMQ = os.environ.get("RLX_TEST_RABBITMQ", "amqp://guest:guest@127.0.0.1:5672//")
+
+WORKER = """
+import sys
+from engine import log
+from engine.settings import read_settings
+from workers import main
+from workers.supervisor import Times
+log.configure()
+main.PULSE_S = float(sys.argv[2])
+main.run_worker(read_settings(), queues=[sys.argv[1]], times=Times(lease_s=float(sys.argv[3]), heartbeat_s=0.3))
+"""
+
+
+def until(condition: Callable[[], T | None], seconds: float = 120) -> T:
+    """The condition's value once it is true; fails after a bounded wait."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+class Lab:
+    """One installation, the workers that a test starts in it, and looks into its store."""
+
+    def __init__(self, settings: Settings, gate: Path) -> None:
+        self.settings, self.gate = settings, gate
+        self.db: Database = open_database(settings)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.queue = "default"
+
+    def submit(self, *plan: Stage, name: str = "queue_test") -> Run:
+        chosen = tuple(replace(stage, resources=Resources(queue=self.queue)) for stage in plan)
+        with self.db.write() as session:
+            return runs.submit(session, Plan(name, 3, chosen), runs.Submission(source="", resolved={}), now=utc_now())
+
+    def embedded(self, run: Run) -> subprocess.Popen[bytes]:
+        """The worker that `rlx submit` starts."""
+        self.workers.append(dispatch.start_worker(self.settings, run_id=run.id))
+        return self.workers[-1]
+
+    def worker(self, *, pulse_s: float = 0.5, lease_s: float = 60) -> subprocess.Popen[bytes]:
+        """A worker as on a cluster."""
+        command = [sys.executable, "-P", "-c", WORKER, self.queue, str(pulse_s), str(lease_s)]
+        self.workers.append(subprocess.Popen(command, env=python_environment() | self.settings.environment()))
+        return self.workers[-1]
+
+    def status(self, run: Run) -> str:
+        with self.db.read() as session:
+            return runs.get(session, RunId(run.id)).status
+
+    def ended(self, run: Run) -> str:
+        return until(lambda: (status := self.status(run)) in ("succeeded", "failed", "cancelled") and status)
+
+    def stages(self, run: Run) -> dict[str, Any]:
+        with self.db.read() as session:
+            return {stage.name: stage for stage in stages.for_run(session, RunId(run.id))}
+
+    def attempts(self, run: Run, name: str) -> list[Any]:
+        stage = self.stages(run)[name]
+        with self.db.read() as session:
+            return stages.attempts(session, stage.id)
+
+    def output(self, run: Run, name: str, file: str) -> str:
+        with self.db.read() as session:
+            return Path(artifacts.of_run(session, RunId(run.id))[name].uri, file).read_text()
+
+    def paused(self) -> int:
+        """Wait until a counting stage pauses; its pid."""
+        marker = self.gate.with_suffix(".reached")
+        pid = int(until(lambda: marker.exists() and marker.read_text()))
+        marker.unlink()
+        return pid
+
+    def recorded(self, run: Run, step: int) -> None:
+        """Wait until the checkpoint of `step` counts."""
+
+        def newest() -> bool:
+            with self.db.read() as session:
+                return step in [row.step for row in checkpoints.of_run(session, RunId(run.id))]
+
+        until(newest)
+
+    def count(self, name: str = "count") -> Stage:
+        """A stage that counts to 9 and pauses at 5."""
+        return Stage(
+            name, "test.count", "queue_stages:count", (), extra={"steps": 9, "pause_at": 5, "gate": str(self.gate)}
+        )
+
+    def check_count(self, run: Run, name: str = "count") -> None:
+        """The run ended as if nothing had happened, and every report is there once."""
+        rng, total = np.random.default_rng(3), 0.0
+        for _ in range(9):
+            total += float(rng.random())
+        assert float(self.output(run, name, "total.txt")) == total
+        with self.db.read() as session:
+            texts = sorted(sample.text for sample in samples.of_run(session, RunId(run.id), limit=100))
+        assert texts == sorted(
+            ["after 0", *(f"{when} {step}" for when in ("before", "after") for step in range(1, 10))]
+        )
+
+
+@pytest.fixture
+def lab(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    lab = Lab(settings, tmp_path / "gate")
+    yield lab
+    for worker in lab.workers:
+        if worker.poll() is None:
+            worker.kill()
+        worker.wait()
+    lab.db.close()
+
+
+NOOP = Stage("noop", "test.noop", "queue_stages:noop", (), config={"answer": 2})
+DOUBLE = Stage("double", "test.add", "queue_stages:add", (), inputs={"a": "noop", "b": "noop"})
+FAIL = Stage("fail", "test.fail", "queue_stages:fail", ())
+
+
+def test_a_run_is_carried_out_by_the_worker_that_it_was_given(lab: Lab) -> None:
+    run = lab.submit(NOOP, DOUBLE, lab.count())
+    worker = lab.embedded(run)
+    pid = lab.paused()
+
+    maps = Path(f"/proc/{worker.pid}/maps").read_text()
+    assert "libtorch" not in maps, "the worker itself never loads torch"
+    assert "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+    lab.gate.touch()
+
+    assert lab.ended(run) == "succeeded"
+    assert worker.wait(30) == 0
+    assert lab.output(run, "double", "answer.txt") == "4"
+    lab.check_count(run)
+    assert process_started(pid) is None
+    log = Path(lab.attempts(run, "count")[0].log_path)
+    assert log == lab.settings.logs / run.handle / "count-1.log"
+    assert "counting from 1" in log.read_text()
+    with lab.db.read() as session:
+        assert workers.alive(session, utc_now()) == []
+
+
+def test_the_same_work_is_not_done_twice(lab: Lab) -> None:
+    first = lab.submit(NOOP, DOUBLE)
+    lab.embedded(first)
+    assert lab.ended(first) == "succeeded"
+    second = lab.submit(NOOP, DOUBLE)
+
+    assert lab.status(second) == "succeeded"
+    assert [stage.cached for stage in lab.stages(second).values()] == [True, True]
+
+
+def test_a_killed_stage_goes_on_from_its_checkpoint(lab: Lab) -> None:
+    run = lab.submit(lab.count())
+    lab.embedded(run)
+    pid = lab.paused()
+    lab.recorded(run, 5)
+    os.kill(pid, signal.SIGKILL)
+    lab.gate.touch()
+
+    assert lab.ended(run) == "succeeded"
+    assert [attempt.status for attempt in lab.attempts(run, "count")] == ["failed", "succeeded"]
+    assert lab.attempts(run, "count")[0].cause == "lost"
+    lab.check_count(run)
+
+
+def test_resume_takes_up_a_run_whose_worker_was_killed(lab: Lab) -> None:
+    run = lab.submit(lab.count())
+    worker = lab.embedded(run)
+    pid = lab.paused()
+    lab.recorded(run, 5)
+    worker.kill()
+    worker.wait()
+    until(lambda: process_started(pid) is None)  # no orphan
+    lab.gate.touch()
+    assert lab.status(run) == "running"
+
+    with lab.db.write() as session:
+        assert runs.resume(session, runs.get(session, RunId(run.id)), now=utc_now())
+    lab.embedded(run)
+
+    assert lab.ended(run) == "succeeded"
+    assert [attempt.status for attempt in lab.attempts(run, "count")] == ["lost", "succeeded"]
+    lab.check_count(run)
+
+
+def test_another_worker_finishes_what_a_killed_one_began(lab: Lab) -> None:
+    run = lab.submit(lab.count())
+    first = lab.worker(lease_s=3)
+    lab.paused()
+    lab.recorded(run, 5)
+    lab.worker(lease_s=3)
+    first.kill()
+    lab.gate.touch()
+
+    assert lab.ended(run) == "succeeded"
+    assert [attempt.status for attempt in lab.attempts(run, "count")] == ["lost", "succeeded"]
+    lab.check_count(run)
+
+
+def test_a_worker_that_is_told_to_leave_hands_its_stage_on(lab: Lab) -> None:
+    run = lab.submit(lab.count())
+    first = lab.worker()
+    pid = lab.paused()
+    first.terminate()
+
+    assert first.wait(60) == 0
+    assert process_started(pid) is None
+    assert lab.stages(run)["count"].status == "ready"
+    assert [attempt.status for attempt in lab.attempts(run, "count")] == ["cancelled"]
+    lab.gate.touch()
+    lab.worker()
+    assert lab.ended(run) == "succeeded"
+    lab.check_count(run)
+
+
+def test_a_cancelled_run_stops_at_a_checkpoint_and_can_be_resumed(lab: Lab) -> None:
+    run = lab.submit(lab.count())
+    worker = lab.embedded(run)
+    pid = lab.paused()
+    with lab.db.write() as session:
+        runs.request_stop(session, runs.get(session, RunId(run.id)), now=utc_now())
+
+    assert lab.ended(run) == "cancelled"
+    assert process_started(pid) is None
+    assert worker.wait(30) == 0
+    lab.recorded(run, 5)
+    with lab.db.write() as session:
+        assert runs.resume(session, runs.get(session, RunId(run.id)), now=utc_now())
+    lab.gate.touch()
+    lab.embedded(run)
+    assert lab.ended(run) == "succeeded"
+    lab.check_count(run)
+
+
+def test_a_run_that_fails_says_why(lab: Lab) -> None:
+    run = lab.submit(FAIL, Stage("after", "test.add", "queue_stages:add", (), inputs={"a": "fail"}))
+    worker = lab.embedded(run)
+
+    assert lab.ended(run) == "failed"
+    assert worker.wait(30) == 0
+    failed = lab.stages(run)["fail"]
+    assert (failed.cause, failed.error) == ("data_error", "items.jsonl:3: the answer is missing")
+    assert lab.stages(run)["after"].status == "cancelled"
+    (attempt,) = lab.attempts(run, "fail")
+    assert "about to fail" in attempt.log_tail
+    with lab.db.read() as session:
+        assert "stage.failed" in [event.kind for event in events.of_run(session, RunId(run.id))]
+
+
+def test_two_submissions_in_one_home_have_a_worker_each(lab: Lab) -> None:
+    one, two = (lab.submit(lab.count(), name=name) for name in ("one", "two"))
+    first = lab.embedded(one)
+    lab.paused()
+    assert dispatch.find_alive(lab.settings) == []  # it serves `one` alone
+    second = lab.embedded(two)
+    lab.paused()
+    lab.gate.touch()
+
+    assert [lab.ended(one), lab.ended(two)] == ["succeeded", "succeeded"]
+    assert [first.wait(30), second.wait(30)] == [0, 0]
+    for run in (one, two):
+        lab.check_count(run)
+
+
+@pytest.mark.parametrize(
+    "broker",
+    [
+        "filesystem://",
+        pytest.param(REDIS, marks=pytest.mark.redis, id="redis"),
+        pytest.param(RABBITMQ, marks=pytest.mark.rabbitmq, id="rabbitmq"),
+    ],
+)
+def test_a_worker_hears_of_a_run_from_the_broker(lab: Lab, broker: str) -> None:
+    lab.settings, lab.queue = replace(lab.settings, broker_url=broker), f"rlx-test-{uuid4().hex[:12]}"
+    try:
+        lab.worker(pulse_s=3600)  # it never looks by itself, after the first time
+        (alive,) = until(lambda: dispatch.find_alive(lab.settings))
+        assert alive.queues == [lab.queue]
+        first = lab.submit(NOOP)
+        dispatch.publish(lab.settings)
+        assert lab.ended(first) == "succeeded"
+        second = lab.submit(NOOP, DOUBLE, name="other")
+        dispatch.publish(lab.settings)
+        assert lab.ended(second) == "succeeded"
+    finally:
+        _delete_queue(lab)
+
+
+def _delete_queue(lab: Lab) -> None:
+    from workers.app import make_app
+
+    for worker in lab.workers:
+        worker.kill()
+        worker.wait()
+    with make_app(lab.settings).connection_for_write() as connection:
+        channel = connection.default_channel
+        channel.queue_delete(lab.queue)
+        channel.exchange_delete(lab.queue)
+
+
+def test_without_a_broker_a_worker_still_works(lab: Lab) -> None:
+    lab.settings = replace(lab.settings, broker_url="redis://127.0.0.1:1/0")
+    run = lab.submit(NOOP)
+    assert dispatch.publish(lab.settings) == 0
+    lab.worker()
+    assert lab.ended(run) == "succeeded"
