@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session
 from engine.clock import Clock, utc_now
 from engine.store.session import Database
 from engine.store.tables import Lock
-from engine.store.transitions import changed
 from engine.store.upsert import insert
 
 
@@ -28,7 +27,7 @@ def acquire(session: Session, name: str, owner: str, *, now: datetime, ttl_s: fl
         set_={"owner": owner, "expires_at": statement.excluded.expires_at},
         where=or_(Lock.owner == owner, Lock.expires_at <= now),
     )
-    return changed(session, statement) == 1
+    return session.execute(statement.returning(Lock.owner)).one_or_none() is not None
 
 
 def release(session: Session, name: str, owner: str) -> None:

@@ -43,19 +43,14 @@ def ready(
     return [Waiting(StageId(id_), run, Resources(**resources)) for id_, run, resources in session.execute(wanted)]
 
 
-def waiting(session: Session, stage_id: StageId, *, now: datetime) -> Waiting | None:
-    """The stage if it may be claimed now, else None: announced twice, cancelled, backing off."""
-    row = session.execute(
-        select(Stage.id, Stage.run_id, Stage.resources)
-        .where(Stage.id == stage_id, Stage.status == StageStatus.READY)
-        .where(or_(Stage.not_before.is_(None), Stage.not_before <= now))
-    ).one_or_none()
-    return None if row is None else Waiting(StageId(row.id), row.run_id, Resources(**row.resources))
-
-
 def stop_requested(session: Session, run_id: UUID) -> bool:
     """Whether somebody asked the run to stop."""
     return bool(session.scalar(select(Run.stop_requested).where(Run.id == run_id)))
+
+
+def names(session: Session, run_id: UUID) -> list[str]:
+    """The queues that the run's stages wait in."""
+    return list(session.scalars(select(Stage.queue).where(Stage.run_id == run_id).distinct().order_by(Stage.queue)))
 
 
 def over(session: Session, run_ids: Collection[UUID]) -> bool:

@@ -121,7 +121,7 @@ def move(
 
 
 def changed(session: Session, statement: Any) -> int:
-    """Execute an UPDATE, INSERT or DELETE; the number of rows it touched."""
+    """Execute an UPDATE or DELETE; the number of rows it touched."""
     result = session.execute(statement)
     assert isinstance(result, CursorResult)
     return result.rowcount

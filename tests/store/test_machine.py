@@ -6,6 +6,7 @@ workers report after they were given up; leases run out between any two moves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -13,11 +14,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
-    consumes,
+    initialize,
     invariant,
-    multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -94,83 +94,84 @@ class RunModel:
         self.follow()
 
 
+PICK = st.integers(0, 7)
+"""Which of the newest messages, claims or runs a rule takes."""
+
+
 class Machine(RuleBasedStateMachine):
     """The store under test on one side, `RunModel`s on the other, the same rules applied to both."""
-
-    runs = Bundle("runs")
-    messages = Bundle("messages")
-    claims = Bundle("claims")
 
     def __init__(self, db: Database, clock: Clock, counter: list[int]) -> None:
         super().__init__()
         self.db, self.clock, self.counter = db, clock, counter
         self.queue = Queue(db, clock)
         self.models: dict[object, RunModel] = {}
+        self.messages: list[StageId] = []
+        self.claims: list[Claimed] = []
         self.device = 0
 
-    @rule(target=runs)
-    def submit(self) -> object:
+    @initialize()
+    def first(self) -> None:
+        self.submit()
+
+    @rule()
+    def submit(self) -> None:
         self.counter[0] += 1
         edges = [f"{name}<{','.join(reads)}" for name, reads in PLAN.items()]
         run = self.queue.submit(*edges, salt=str(self.counter[0]), max_attempts=ATTEMPTS)
         model = RunModel(run, {name: StageModel(self.queue.stage(run, name)) for name in PLAN})
         model.follow()
         self.models[run.id] = model
-        return run.id
 
-    @rule(target=messages, twice=st.booleans())
-    def publish(self, twice: bool) -> object:
-        sent = self.queue.announced()
-        return multiple(*(sent + sent if twice else sent))
-
-    @rule(target=messages)
-    def announce_again(self) -> object:
+    @rule(pick=PICK)
+    def lose_a_message(self, pick: int) -> None:
+        """The broker forgets; only `announce_again` can cure that."""
+        self.messages += self.queue.announced()
+        if self.messages:
+            self.messages.pop(_newest(self.messages, pick))
         self.clock.advance(61)
         with self.db.write() as session:
             outbox.announce_again(session, self.clock())
-        return multiple(*self.queue.announced())
 
-    @rule(message=consumes(messages))
-    def lose_a_message(self, message: StageId) -> None:
-        """The broker forgot it."""
-
-    @rule(target=claims, message=messages)
-    def deliver(self, message: StageId) -> object:
+    @rule(pick=PICK, again=st.booleans())
+    def deliver(self, pick: int, again: bool) -> None:
+        self.messages += self.queue.announced()
+        if not self.messages:
+            return
+        place = _newest(self.messages, pick)
+        message = self.messages[place] if again else self.messages.pop(place)
         model, stage = self._of(message)
         due = stage.status == "ready" and (stage.not_before is None or stage.not_before <= self.clock())
         self.device += 1
         claimed = self.queue.try_claim(message, f"slot:{self.device}", lease_s=LEASE_S)
         assert (claimed is not None) == due
         if claimed is None:
-            return multiple()
+            return
         stage.status, stage.attempt = "running", stage.attempt + 1
         stage.lease_until = self.clock() + timedelta(seconds=LEASE_S)
         if model.status == "queued":
             model.status = "running"
         assert claimed.number == stage.attempt
-        return claimed
+        self.claims.append(claimed)
 
-    @rule(claimed=claims)
-    def heartbeat(self, claimed: Claimed) -> None:
+    @precondition(lambda self: self.claims)
+    @rule(pick=PICK)
+    def heartbeat(self, pick: int) -> None:
+        claimed = self.claims[_newest(self.claims, pick)]
         model, stage = self._of(claimed.stage_id)
         if self._current(claimed, stage):
             assert self.queue.heartbeat(claimed, LEASE_S) is (Signal.STOP if model.stop else Signal.KEEP)
             stage.lease_until = self.clock() + timedelta(seconds=LEASE_S)
-        else:
-            with pytest.raises(StaleAttempt):
-                self.queue.heartbeat(claimed, LEASE_S)
-
-    @rule(claimed=claims)
-    def write(self, claimed: Claimed) -> None:
-        _, stage = self._of(claimed.stage_id)
-        if self._current(claimed, stage):
             self._progress(claimed)
         else:
-            with pytest.raises(StaleAttempt):
-                self._progress(claimed)
+            for write in (self.queue.heartbeat, self._progress):
+                with pytest.raises(StaleAttempt):
+                    write(claimed)
 
-    @rule(claimed=claims, how=st.sampled_from(sorted(ENDS)))
-    def finish(self, claimed: Claimed, how: str) -> None:
+    @precondition(lambda self: self.claims)
+    @rule(pick=PICK, how=st.sampled_from(sorted(ENDS)))
+    def finish(self, pick: int, how: str) -> None:
+        claimed = self.claims[_newest(self.claims, pick)]
         model, stage = self._of(claimed.stage_id)
         if not self._current(claimed, stage):
             with pytest.raises(StaleAttempt):
@@ -204,9 +205,9 @@ class Machine(RuleBasedStateMachine):
                     model.give_up(stage, now, counts=True, retry=True, delay_s=0)
         assert lost == expected
 
-    @rule(run=runs)
-    def stop(self, run: object) -> None:
-        model = self.models[run]
+    @rule(pick=PICK)
+    def stop(self, pick: int) -> None:
+        model = self._run(pick)
         assert self.queue.stop(model.run) == (model.status not in OVER)
         if model.status in OVER:
             return
@@ -216,9 +217,9 @@ class Machine(RuleBasedStateMachine):
                 stage.status = "cancelled"
         model.follow()
 
-    @rule(run=runs)
-    def resume(self, run: object) -> None:
-        model, now = self.models[run], self.clock()
+    @rule(pick=PICK)
+    def resume(self, pick: int) -> None:
+        model, now = self._run(pick), self.clock()
         trial = replace(model, stages={name: replace(stage) for name, stage in model.stages.items()})
         buried = False
         for stage in trial.stages.values():
@@ -230,7 +231,7 @@ class Machine(RuleBasedStateMachine):
                 self.queue.resume(model.run)
             return  # and nothing has changed
         assert self.queue.resume(model.run) == (buried or trial.status in OVER)
-        self.models[run] = trial
+        self.models[model.run.id] = trial
         if trial.status in OVER:
             trial.status, trial.stop = "queued", False
             for stage in trial.stages.values():
@@ -295,6 +296,10 @@ class Machine(RuleBasedStateMachine):
                     return model, stage
         raise AssertionError("every message is of a stage of this example")
 
+    def _run(self, pick: int) -> RunModel:
+        models = list(self.models.values())
+        return models[_newest(models, pick)]
+
     def _current(self, claimed: Claimed, stage: StageModel) -> bool:
         return stage.status == "running" and stage.attempt == claimed.number
 
@@ -303,14 +308,19 @@ class Machine(RuleBasedStateMachine):
             stages.progress(session, claimed.stage_id, claimed.number, done=1, total=2, note="", now=self.clock())
 
 
+def _newest(items: Sequence[object], pick: int) -> int:
+    """A place in `items`, which is not empty: 0 is the last one."""
+    return len(items) - 1 - pick % len(items)
+
+
 def test_no_interleaving_breaks_a_promise(db: Database, clock: Clock) -> None:
     counter = [0]
     postgres = db.engine.dialect.name == "postgresql"
     run_state_machine_as_test(
         lambda: Machine(db, clock, counter),
         settings=settings(
-            max_examples=10 if postgres else 30,
-            stateful_step_count=30,
+            max_examples=12 if postgres else 40,
+            stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
