@@ -192,6 +192,7 @@ def nested_aliases(height: int) -> str:
 BOMBS = {
     "billion laughs": laughs(10, 10),
     "quadratic text": f"a: &a {'x' * 200_000}\nb: [{', '.join(['*a'] * 5000)}]",
+    "quadratic text, wrapped": f"a: &a [{'x' * 200_000}]\nb: [{', '.join(['*a'] * 5000)}]",
     "quadratic keys": "a: &a {" + ", ".join(f"k{i}" for i in range(2000)) + "}\nb: [" + "{<<: *a}, " * 5000 + "]",
     "brackets": "[" * 1_000_000,
     "braces": "{a: " * 200_000,
