@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from kombu.transport import filesystem
+from kombu.transport.virtual import BrokerState
 
 
 class Channel(filesystem.Channel):
@@ -47,3 +48,8 @@ class Transport(filesystem.Transport):
     """The transport of `broker_url = filesystem://`."""
 
     Channel = Channel
+
+    def __init__(self, client: Any, **options: Any) -> None:
+        super().__init__(client, **options)  # type: ignore[no-untyped-call]  # kombu's
+        # The stock one is shared by all connections, and forgets to bind queues in a second home folder.
+        self.state = BrokerState()  # type: ignore[no-untyped-call]  # kombu's

@@ -50,13 +50,19 @@ def run_worker(
     run_id: UUID | None = None,
     times: Times | None = None,
 ) -> int:
-    """Work until told to stop, or until the run `run_id` is over; the exit code."""
+    """Work until told to stop; the exit code.
+
+    With `run_id` the worker serves that run alone, whatever queues its stages are in, and leaves when it is over.
+    """
     signals = Signals()
     children = Children()
     children.warm_up()  # first of all: it takes longest
     try:
         db = open_database(settings)
         lent = [str(gpu) for gpu in gpus] if gpus is not None else gpus_here()
+        if run_id is not None:
+            with db.read() as session:
+                queues = queue.names(session, run_id)
         devices = Devices(slots or max(1, len(lent)), lent)
         worker = _register(db, devices, name or host_name(), queues, run_id)
         deps = Deps(settings, db, worker, children, times=times or Times())

@@ -165,6 +165,8 @@ class StageContext(Protocol):
     ) -> Path:
         """Write one complete training state, atomically; `models` become Hugging Face directories inside it.
 
+        What is reported before it stands; what is reported after the newest one is struck out when the stage
+        resumes from it, and is to be reported again.
         Labels are `latest` and `best`; a label moves to the newest checkpoint that claims it. Returns its folder.
         """
 
