@@ -45,6 +45,19 @@ def sha256_of(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
+def by_content(config: Any) -> Any:
+    """`config` without the places of files whose content it names: `file` goes where its hash stands beside it.
+
+    A clone in another folder, or another home, thus has the same keys.
+    """
+    if isinstance(config, Mapping):
+        hashed = config.get("sha256") or config.get("file_sha256")
+        return {key: by_content(value) for key, value in config.items() if not (hashed and key == "file")}
+    if isinstance(config, list | tuple):
+        return [by_content(value) for value in config]
+    return config
+
+
 def cache_key(stage: Stage, seed: int, input_hashes: Mapping[str, str]) -> str:
     """The name under which a stage's output is cached.
 
@@ -59,7 +72,7 @@ def cache_key(stage: Stage, seed: int, input_hashes: Mapping[str, str]) -> str:
         {
             "kind": stage.kind,
             "version": stage.version,
-            "config": stage.config,
+            "config": by_content(stage.config),
             "extra": stage.extra,
             "inputs": {name: input_hashes[name] for name in stage.inputs},
             "seed": seed,

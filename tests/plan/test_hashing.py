@@ -79,3 +79,13 @@ def test_where_and_under_what_name_it_runs_does_not(change: dict[str, object]) -
 def test_an_input_without_a_hash_has_no_key_yet() -> None:
     with pytest.raises(ValueError, match="model"):
         cache_key(STAGE, 0, {})
+
+
+def test_a_file_counts_by_its_content_and_not_by_its_place() -> None:
+    def key(file: str, sha256: str | None) -> str:
+        config = {"dataset": {"items": {"file": file, "sha256": sha256}}, "model": {"warmup": {"file": None}}}
+        return cache_key(replace(STAGE, config=config), 0, {"model": "aa"})
+
+    assert key("/here/a.jsonl", "f00") == key("/there/a.jsonl", "f00")
+    assert key("/here/a.jsonl", "f00") != key("/here/a.jsonl", "bar")
+    assert key("/here/a.jsonl", None) != key("/there/a.jsonl", None)
