@@ -148,14 +148,17 @@ def plan(
 
     Runs nothing and stores nothing.
     """
+    from dataclasses import replace
+
     from engine.cli import planning
     from engine.cli.compiling import compiled
     from engine.cli.models import with_models
 
-    variants = compiled(spec, overrides or [], tiny=tiny)
-    forecasts = [
-        planning.forecast(with_models(variant.plan, variant.loaded.experiment.model.name)) for variant in variants
+    variants = [
+        replace(variant, plan=with_models(variant.plan, variant.loaded.experiment.model.name))
+        for variant in compiled(spec, overrides or [], tiny=tiny)
     ]
+    forecasts = [planning.forecast(variant.plan) for variant in variants]
     if as_json:
         rows = [planning.as_json(v, f) for v, f in zip(variants, forecasts, strict=True)]
         answer_json(rows[0] if len(rows) == 1 else rows)

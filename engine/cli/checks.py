@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from engine.cli import provenance
 from engine.cli.output import size
 from engine.cli.places import shown_url
-from engine.errors import RlxError
+from engine.errors import NotFound, Refused, RlxError
 from engine.settings import Settings
 
 EXTRAS = {
@@ -242,15 +242,15 @@ def _sandbox() -> Iterator[Check]:
 
 
 def _workers(settings: Settings) -> Iterator[Check]:
-    from engine.cli.places import existing_store
     from engine.clock import utc_now
     from engine.store import workers
+    from engine.store.session import open_database
 
-    db = existing_store()
-    alive = []
-    if db is not None:
-        with db.read() as session:
+    try:
+        with open_database(settings, create=False).read() as session:
             alive = list(workers.alive(session, utc_now()))
+    except (NotFound, Refused):  # no store yet, or one that `rlx db upgrade` has to see first
+        alive = []
     if alive:
         yield Check("workers", "ok", ", ".join(f"{found.name} ({found.slots} slots)" for found in alive))
     elif settings.embedded:

@@ -54,6 +54,7 @@ def resume(
     from engine.clock import utc_now
     from engine.errors import Refused
     from engine.store import runs, workers
+    from engine.store.processes import provably_gone
 
     db, now = required_store(), utc_now()
     with db.write() as session:
@@ -61,7 +62,11 @@ def resume(
         requeued = runs.resume(session, run, now=now)
     if not requeued:
         with db.read() as session:
-            helpers = [worker.name for worker in workers.alive(session, now) if worker.run_id in (None, run.id)]
+            helpers = [
+                worker.name
+                for worker in workers.alive(session, now)
+                if worker.run_id in (None, run.id) and not provably_gone(worker.host, worker.pid, worker.pid_started)
+            ]
         if helpers:
             raise Refused(
                 f"{run.handle} is {run.status}, in the hands of {helpers[0]}: `rlx watch {run.handle}` follows"

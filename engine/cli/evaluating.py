@@ -89,7 +89,9 @@ def changed_spec(resolved: Mapping[str, Any], runs_per_item: int | None, dataset
         # Through the loader, so that a dataset file is checked exactly as in a spec.
         path = Path(folder) / "evaluation.yaml"
         path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-        return load(path, methods=configs())
+        loaded = load(path, methods=configs())
+        places = {key: where for key, where in loaded.origin.items() if where.file != str(path)}
+        return replace(loaded, origin=places)
 
 
 def evaluation_plan(original: Plan, changed: Plan, found: FoundCheckpoint) -> Plan:

@@ -6,6 +6,7 @@ we say so instead of waiting for ever.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -113,6 +114,8 @@ def foreground(db: Database, run_id: RunId, handle: str, worker: subprocess.Pope
     With `worker` None the run is somebody else's: Ctrl-C then only stops the looking.
     """
     reporter = reporter_for(time.monotonic)
+    # `timeout`, or a scheduler: the run must not go on behind its back.
+    before = signal.signal(signal.SIGTERM, _interrupt)
 
     def lost() -> str | None:
         code = None if worker is None else worker.poll()
@@ -143,7 +146,12 @@ def foreground(db: Database, run_id: RunId, handle: str, worker: subprocess.Pope
         talk(f"{handle} goes on stopping without us: `rlx show {handle}` says when it has")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     finally:
+        signal.signal(signal.SIGTERM, before)
         reporter.close()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _request_stop(db: Database, run_id: RunId) -> None:
@@ -176,8 +184,6 @@ def _let_go(worker: subprocess.Popen[bytes]) -> None:
 
 
 def _ending(code: int) -> str:
-    import signal
-
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 

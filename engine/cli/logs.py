@@ -79,7 +79,7 @@ def attempts(db: Database, run_id: RunId, stage: str | None, attempt: int | None
             if stage in (None, found.name):
                 rows = [row for row in stages.attempts(session, StageId(found.id)) if attempt in (None, row.number)]
                 chosen += [(found.name, row) for row in rows[-1:]]
-    fields = ("number", "status", "log_path", "log_tail")
+    fields = ("number", "status", "error", "log_path", "log_tail")
     return [{"stage": name, **{field: getattr(row, field) for field in fields}} for name, row in chosen]
 
 
@@ -97,6 +97,8 @@ def _text(row: dict[str, Any], lines: int | None) -> str:
         except OSError:
             if not text:
                 text = f"(the log {row['log_path']} is not on this host)"
+    if not text:
+        text = f"(nothing was printed{': ' + row['error'] if row['error'] else ''})"
     return text if lines is None else "\n".join(text.splitlines()[len(text.splitlines()) - lines :] if lines else [])
 
 

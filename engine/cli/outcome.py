@@ -80,7 +80,9 @@ def score_lines(summaries: list[dict[str, Any]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def _score(standing: dict[str, Any]) -> str:
+def _score(standing: dict[str, Any] | None) -> str:
+    if standing is None:
+        return "-"
     return f"{standing['mean']:.3f} [{standing['low']:.3f}, {standing['high']:.3f}] at {standing['step']}"
 
 

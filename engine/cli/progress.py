@@ -109,10 +109,11 @@ class PlainReporter:
         now = self._clock()
         for stage in snapshot.stages:
             pace = self._paces.setdefault(stage.name, Pace())
-            pace.add(now, stage.done)
+            if stage.status == "running":
+                pace.add(now, stage.done)
             tenth = int(10 * stage.done / stage.total) if stage.total > 0 else 0
             before = self._seen.get(stage.name)
-            if before is None and stage.status in ("waiting", "ready"):
+            if stage.status in ("waiting", "ready") and stage.cause is None:
                 self._seen[stage.name] = (stage.status, tenth, now)
                 continue
             changed = before is None or before[0] != stage.status or before[1] != tenth
@@ -154,7 +155,8 @@ class LiveReporter:
         now = self._clock()
         for stage in snapshot.stages:
             pace = self._paces.setdefault(stage.name, Pace())
-            pace.add(now, stage.done)
+            if stage.status == "running":
+                pace.add(now, stage.done)
             name = f"[{RICH_COLOURS.get(stage.status, 'default')}]{escape(stage.name):<9}[/]"
             if stage.name not in self._tasks:
                 self._tasks[stage.name] = self._progress.add_task(name, total=1.0, words="")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from engine.cli.arguments import AsJson, Handle
-from engine.cli.output import Column, ago, answer, answer_json, number, path, seconds, size, status, table, talk
+from engine.cli.output import Column, ago, answer, answer_json, path, seconds, size, status, table, talk
 from engine.cli.quick import QuickCommand
 
 Status = Literal["queued", "running", "stopping", "succeeded", "failed", "cancelled"]
@@ -137,15 +137,22 @@ def _stages(stages: list[dict[str, Any]]) -> None:
             Column("STATUS", lambda row: row["status"], coloured=True),
             Column(
                 "DONE",
-                lambda row: f"{number(row['done'])}/{number(row['total'])}" if row["total"] else None,
+                lambda row: f"{row['done']:g}/{row['total']:g}" if row["total"] else None,
                 right=True,
             ),
             Column("ATTEMPTS", lambda row: len(row["attempts"]) or None, right=True),
             Column("TOOK", lambda row: "cached" if row["cached"] else seconds(row["seconds"]), right=True),
-            Column("NOTE", lambda row: row["error"] or row["note"], flexible=True),
+            Column("NOTE", _note, flexible=True),
         ],
         stages,
     )
+
+
+def _note(row: dict[str, Any]) -> str:
+    """What is going on, or what went wrong; of a stage that was tried again, why."""
+    if row["status"] in ("running", "ready"):
+        return f"{row['note']} (again after {row['cause']})" if row["cause"] else row["note"]
+    return row["error"] or "" if row["status"] == "failed" else ""
 
 
 def _metrics(last: dict[str, Any]) -> None:

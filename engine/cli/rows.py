@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from engine.store.tables import Attempt, Run
 
 Row = dict[str, Any]
+UNTRAINED = "final/untrained/"
+"""How the metrics of the untrained model begin in a final evaluation."""
 
 
 def duration_s(started: datetime | None, finished: datetime | None, now: datetime) -> float | None:
@@ -114,22 +116,32 @@ def checkpoint_rows(session: Session, run: Run) -> list[Row]:
 
 
 def summaries(rows: list[Row]) -> list[Row]:
-    """For each metric and split: the first, the best and the last evaluation."""
+    """For each metric and split: the first, the best and the last evaluation.
+
+    What was evaluated once has a last one only; `final/untrained/score` becomes the first of `final/score`.
+    """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["metric"], row["split"]), []).append(row)
+    before = {
+        (metric.replace("untrained/", "", 1), split): groups.pop((metric, split))[-1]
+        for metric, split in list(groups)
+        if metric.startswith(UNTRAINED) and (metric.replace("untrained/", "", 1), split) in groups
+    }
     leading = sorted(groups, key=lambda key: (key[0] != "score", key[0], key[1] != "train", key[1]))
-    return [
-        {
-            "metric": metric,
-            "split": split,
-            "first": _standing(found[0]),
-            "best": _standing(max(found, key=lambda row: row["mean"])),
-            "last": _standing(found[-1]),
-        }
-        for metric, split in leading
-        for found in (groups[metric, split],)
-    ]
+    return [_summary(key, groups[key], before.get(key)) for key in leading]
+
+
+def _summary(key: tuple[str, str], found: list[Row], before: Row | None) -> Row:
+    first = found[0] if len(found) > 1 or found[0]["step"] == 0 else before
+    best = max(found, key=lambda row: row["mean"]) if len(found) > 1 else None
+    return {
+        "metric": key[0],
+        "split": key[1],
+        "first": None if first is None else _standing(first),
+        "best": None if best is None else _standing(best),
+        "last": _standing(found[-1]),
+    }
 
 
 def _standing(row: Mapping[str, Any]) -> Row:

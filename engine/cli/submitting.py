@@ -104,13 +104,18 @@ def carry_out(db: Database, runs: list[Run], *, wait: bool | None) -> None:
     dispatch.publish(settings)
     needs_worker = settings.embedded and not dispatch.find_alive(settings)
     worst = 0
-    for run in runs:
+    for number, run in enumerate(runs):
         run_id = RunId(run.id)
         worker = dispatch.start_worker(settings, run_id=run_id) if needs_worker else None
         if wait is False or (wait is None and worker is None):
             talk(f"{run.handle} is queued: `rlx watch {run.handle}` follows it")
             continue
-        followed = foreground(db, run_id, run.handle, worker)
+        try:
+            followed = foreground(db, run_id, run.handle, worker)
+        except typer.Exit:
+            for left in runs[number + 1 :] if needs_worker else ():
+                talk(f"{left.handle} is still queued: rlx resume {left.handle}")
+            raise
         tell(db, run_id, followed)
         worst = max(worst, exit_code(followed))
     raise typer.Exit(worst)

@@ -36,7 +36,10 @@ def worker(
     """Run a worker until it is interrupted; its stages then stop at a checkpoint and go back to the queue."""
     if context.invoked_subcommand is not None:
         return
+    from engine.log import configure
     from workers.main import run_worker
+
+    configure()
 
     from engine.cli.places import the_settings
 
@@ -47,7 +50,7 @@ def worker(
         queues=[queue.strip() for queue in queues.split(",") if queue.strip()],
         name=name,
     )
-    raise typer.Exit(code or 0)
+    raise typer.Exit(code)
 
 
 @app.command("ls", cls=QuickCommand)

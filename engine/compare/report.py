@@ -18,6 +18,8 @@ from engine.compare.diff import Difference, differences
 from engine.compare.permutation import EXACT_LIMIT, PairedTest, paired_permutation_test
 
 ALPHA = 0.05
+LEADING = ("final/score", "score")
+"""Which metric speaks for a run: the best checkpoint on fresh episodes, else the score during training."""
 COSTS = ("step", "scored_episodes", "generated_tokens", "gold_labels", "seconds")
 """The axes of a learning curve, in the order in which we print them; others follow by name."""
 
@@ -115,7 +117,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """That of the leading metric: `score` if there is one, on the first split."""
+        """That of the leading metric on its first split."""
         return self.metrics[0].verdict if self.metrics else Verdict.CANNOT_TELL
 
 
@@ -145,9 +147,10 @@ def compare(
 _SUBJECTS = ("spec", "code", "packages", "hardware")
 
 
-def _prominence(key: tuple[str, str]) -> tuple[bool, str, bool, str]:
+def _prominence(key: tuple[str, str]) -> tuple[int, str, bool, str]:
     metric, split = key
-    return metric != "score", metric, split != "train", split
+    place = LEADING.index(metric) if metric in LEADING else len(LEADING)
+    return place, metric, split != "train", split
 
 
 def _of(subject: Subject, key: tuple[str, str]) -> list[Evaluated]:

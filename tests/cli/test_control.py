@@ -37,7 +37,7 @@ def test_a_run_that_succeeded_is_not_resumed(rlx, lab):
 def test_a_run_in_good_hands_is_not_resumed(rlx, lab, monkeypatch):
     lab.training(lab.submit())
     monkeypatch.setattr("engine.clock.utc_now", lambda: lab.now)
-    monkeypatch.setattr("engine.store.runs.provably_gone", lambda *_: False)
+    monkeypatch.setattr("engine.store.processes.provably_gone", lambda *_: False)
     answer = rlx("resume", "best-lang-1")
     assert answer.code == 5
     assert "rlx watch best-lang-1" in answer.err

@@ -162,3 +162,13 @@ def test_workers_alive_are_listed(rlx, lab, monkeypatch):
     (row,) = rlx("worker", "ls", "--json").data
     assert (row["name"], row["host"], row["slots"], row["queues"]) == ("w1", "here", 2, ["default"])
     assert "w1" in rlx("worker", "ls").out
+
+
+def test_the_untrained_model_of_a_final_evaluation_stands_beside_the_trained(rlx, lab):
+    claimed = lab.training(lab.submit())
+    lab.evaluate(claimed, 10, [1.0, 1.0], metric="final/score")
+    lab.evaluate(claimed, 0, [0.0, 1.0], metric="final/untrained/score")
+    (row,) = rlx("show", "@last", "--json").data["scores"]
+    assert row["metric"] == "final/score"
+    assert (row["first"]["mean"], row["best"], row["last"]["mean"]) == (0.5, None, 1.0)
+    assert "final/score  train  0.500 [0.000, 1.000] at 0  -     1.000 [1.000, 1.000] at 10" in rlx("show", "@last").out

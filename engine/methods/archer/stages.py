@@ -8,7 +8,7 @@ from engine.methods.archer.config import Archer
 from engine.methods.archer.ranker import OUTPUTS, Ranker, spread_twins
 from engine.methods.archer.trainer import ArcherTrainer, valuer
 from engine.methods.dialogue.course import Course
-from engine.methods.dialogue.final import Contestant, evaluate_all
+from engine.methods.dialogue.final import Contestant, evaluate_all, trained_models
 from engine.methods.dialogue.improve import Reference, TokenLearner, TokenRule
 from engine.methods.dialogue.models import Loader, games, learner, speakers
 from engine.runtime.context import StageContext
@@ -66,9 +66,9 @@ def evaluate(ctx: StageContext) -> None:
     config = Archer.model_validate(ctx.config["algorithm"])
     loader = Loader(ctx)
     untrained = loader.policy()
-    best = ctx.inputs["train"] / "best"
-    policy = loader.saved_policy(best / "generator")
-    critic = load_head(best / "ranker", policy.tokenizer, device=ctx.device, dtype=loader.dtype)
+    folder, step = trained_models(ctx)
+    policy = loader.saved_policy(folder / "generator")
+    critic = load_head(folder / "ranker", policy.tokenizer, device=ctx.device, dtype=loader.dtype)
     ranker = Ranker(
         critic,
         learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip),
@@ -79,7 +79,7 @@ def evaluate(ctx: StageContext) -> None:
         ctx,
         [
             Contestant("untrained/score", 0, untrained, 1, None),
-            Contestant("score", config.iterations, policy, config.ranker.candidates, valuer(ranker)),
-            Contestant("score/generator", config.iterations, policy, 1, None),
+            Contestant("score", step, policy, config.ranker.candidates, valuer(ranker)),
+            Contestant("score/generator", step, policy, 1, None),
         ],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.lm.policy import Policy
 from engine.methods.dialogue.evaluation import evaluate as play
@@ -30,7 +31,8 @@ class Contestant:
 
 def evaluate_all(ctx: StageContext, contestants: Sequence[Contestant]) -> None:
     """Evaluate each on every split, under the same luck; also writes `scores.json` as the stage's artifact."""
-    runs = MORE * int(ctx.config["evaluation"]["runs_per_item"])
+    asked = int(ctx.config["evaluation"]["runs_per_item"])
+    runs = asked if "checkpoint" in ctx.extra else MORE * asked
     table: dict[str, dict[str, float]] = {}
     for number, contestant in enumerate(contestants):
         for split, speaker in speakers(contestant.policy, games(ctx, contestant.policy)).items():
@@ -50,15 +52,23 @@ def evaluate_all(ctx: StageContext, contestants: Sequence[Contestant]) -> None:
     (ctx.output_dir / "scores.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
 
 
+def trained_models(ctx: StageContext) -> tuple[Path, int]:
+    """Where the trained models stand, and the step to record: the best of training, or the checkpoint of `rlx eval`."""
+    given = ctx.extra.get("checkpoint")
+    if given is not None:
+        return Path(given["path"]), int(given["step"])
+    return ctx.inputs["train"] / "best", int(ctx.config["algorithm"]["iterations"])
+
+
 def evaluate(ctx: StageContext) -> None:
     """The stage for methods without a ranker."""
-    iterations = int(ctx.config["algorithm"]["iterations"])
+    folder, step = trained_models(ctx)
     loader = Loader(ctx)
-    trained = loader.saved_policy(ctx.inputs["train"] / "best" / "generator")
+    trained = loader.saved_policy(folder / "generator")
     evaluate_all(
         ctx,
         [
             Contestant("untrained/score", 0, loader.policy(), 1, None),
-            Contestant("score", iterations, trained, 1, None),
+            Contestant("score", step, trained, 1, None),
         ],
     )
