@@ -21,10 +21,12 @@ PAGES = (
     st.Page("views/compare.py", title="Compare", url_path="compare"),
 )
 # The built-in margins and figures are for a page of text; ours holds tables and charts, down to a window of 900 px.
+# Live parts run again every few seconds, and the sign for a running script would come and go as often.
 STYLE = """<style>
 .stMainBlockContainer { padding-left: 2.5rem; padding-right: 2.5rem; max-width: 1800px; }
 [data-testid="stMetricValue"] { font-size: 1.6rem; }
 .st-key-plan { overflow-x: auto; }
+.stStatusWidget { display: none; }
 </style>"""
 
 page = st.navigation(PAGES, position="top")

@@ -15,7 +15,8 @@ import altair as alt
 import pandas as pd
 
 from dashboard import wording
-from dashboard.evidence import Candidate, EvaluationRow, Point, SeriesRow
+from dashboard.evidence import EvaluationRow, Point, SeriesRow
+from dashboard.trajectories import Candidate
 
 Chart = alt.LayerChart | alt.Chart
 Theme = Literal["light", "dark"]

@@ -1,6 +1,7 @@
-"""What one run left behind, read from the store: curves, evaluations, samples, checkpoints, logs, events.
+"""What one run left behind, read from the store: curves, evaluations, checkpoints, logs, events.
 
-Rows as frozen dataclasses; nothing of Streamlit. Statistics over them are `engine.compare`'s.
+Rows as frozen dataclasses; nothing of Streamlit. Statistics over them are `engine.compare`'s; what the policy wrote is
+in `trajectories`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from dashboard.queries import RunDetail
 from dashboard.wording import AXES
 from engine.compare.report import Evaluated, Subject
-from engine.store import checkpoints, evaluations, events, metrics, samples, stages
+from engine.store import checkpoints, evaluations, events, metrics, stages
 from engine.store.listing import SCORE
-from engine.store.tables import RunId, Sample, StageId, Worker
+from engine.store.tables import RunId, StageId, Worker
 
 TAIL_BYTES = 64 * 1024
 """How much of a log's end a page shows."""
@@ -71,37 +72,6 @@ class EvaluationRow:
         """Where it lies on an axis; None where that cost was not recorded."""
         found = self.step if axis == "step" else self.cost.get(axis)
         return None if found is None else float(found)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One utterance that a decision could have taken."""
-
-    text: str
-    q: float | None
-    chosen: bool
-
-
-@dataclass(frozen=True)
-class SampleRow:
-    """One sample in a list."""
-
-    id: int
-    step: int
-    kind: str
-    split: str
-    item: int | None
-    score: float | None
-    text: str
-
-
-@dataclass(frozen=True)
-class SampleDetail(SampleRow):
-    """One sample with all that was recorded of it."""
-
-    decisions: tuple[tuple[Candidate, ...], ...]
-    rest: Mapping[str, Any]
-    """What else the method wrote beside it."""
 
 
 @dataclass(frozen=True)
@@ -249,63 +219,6 @@ def same_items(a: RunDetail, b: RunDetail) -> bool:
 def _dataset(run: RunDetail) -> Mapping[str, Any]:
     found = run.resolved.get("dataset")
     return found if isinstance(found, Mapping) else {}
-
-
-def find_samples(
-    session: Session,
-    run_id: RunId,
-    *,
-    split: str | None = None,
-    step: int | None = None,
-    containing: str = "",
-    order: str = "newest",
-    limit: int = 200,
-) -> list[SampleRow]:
-    """Samples of the run: the newest, or those with the best or the worst scores, first."""
-    orders: dict[str, Sequence[Any]] = {
-        "newest": (Sample.step.desc(), Sample.id),
-        "best": (Sample.score.desc(), Sample.step.desc(), Sample.id),
-        "worst": (Sample.score.asc(), Sample.step.desc(), Sample.id),
-    }
-    chosen = select(Sample).where(Sample.run_id == run_id).order_by(*orders[order]).limit(limit)
-    if order != "newest":
-        chosen = chosen.where(Sample.score.is_not(None))
-    if split is not None:
-        chosen = chosen.where(Sample.split == split)
-    if step is not None:
-        chosen = chosen.where(Sample.step == step)
-    if containing:
-        chosen = chosen.where(Sample.text.icontains(containing, autoescape=True))
-    return [
-        SampleRow(row.id, row.step, row.kind, row.split, row.item, row.score, row.text)
-        for row in session.scalars(chosen)
-    ]
-
-
-def sample(session: Session, run_id: RunId, sample_id: int) -> SampleDetail | None:
-    """One sample of this run with its candidates; None if it is not there."""
-    row = session.scalars(select(Sample).where(Sample.id == sample_id, Sample.run_id == run_id)).one_or_none()
-    if row is None:
-        return None
-    decisions = tuple(tuple(_candidates(step)) for step in row.data.get("steps") or ())
-    rest = {key: value for key, value in row.data.items() if key != "steps"}
-    return SampleDetail(row.id, row.step, row.kind, row.split, row.item, row.score, row.text, decisions, rest)
-
-
-def _candidates(step: Any) -> Iterable[Candidate]:
-    """A decision is a list of candidates, or a mapping that has one beside other things."""
-    for candidate in step.get("candidates", ()) if isinstance(step, Mapping) else step:
-        q = candidate.get("q")
-        yield Candidate(
-            str(candidate.get("text", "")), None if q is None else float(q), bool(candidate.get("chosen", False))
-        )
-
-
-def sample_facets(session: Session, run_id: RunId) -> tuple[list[str], list[int], int]:
-    """The splits and steps that samples were taken at, and how many samples there are."""
-    splits = session.scalars(select(Sample.split).where(Sample.run_id == run_id).distinct())
-    total = session.scalar(select(func.count()).select_from(Sample).where(Sample.run_id == run_id))
-    return sorted(splits, key=lambda split: (split != "train", split)), samples.steps(session, run_id), total or 0
 
 
 def checkpoints_of(session: Session, run_id: RunId) -> list[CheckpointRow]:

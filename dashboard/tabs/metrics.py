@@ -14,8 +14,9 @@ from dashboard.wording import ACTIVE, plain
 
 SMOOTHINGS = ("0", "0.5", "0.8", "0.95")
 ABREAST = 3
-LAST = ("cost", "perf", "time")
-"""Groups that measure the machine, not the learning."""
+FIRST = ("score", "eval", "rollout", "train")
+LAST = ("iteration_seconds", "cost", "perf", "time")
+"""Beginnings of keys: what one came to see, and what measures the machine."""
 
 
 def show(run: RunDetail) -> None:
@@ -26,12 +27,16 @@ def show(run: RunDetail) -> None:
 def draw(run: RunDetail) -> None:
     with parts.reading() as session:
         series = evidence.series_of(session, run.id)
+        evaluations = evidence.evaluations_of(session, run.id)
     if not series:
         parts.empty(
             "No metric was written yet. They appear here as the stages write them; to follow in a terminal:",
             f"rlx watch {run.handle}",
         )
         return
+    if evaluations:
+        drawn = charts.learning_curves(evidence.curves(evaluations), height=250)
+        parts.chart(drawn, "evaluated", alt="Evaluated scores with 95 % intervals over steps")
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         containing = st.text_input(
             "Metric", key="metric", bind=BOUND, placeholder="any", live=True, type="search", width=220
@@ -44,8 +49,8 @@ def draw(run: RunDetail) -> None:
     wanted = [row for row in series if (containing or "").lower() in row.key.lower()]
     if not wanted:
         st.caption("No metric of this run has that in its name.")
-    for (stage, group), rows in groups(wanted):
-        st.markdown(f"##### {plain(stage)} · {plain(group)}" if group not in ("", stage) else f"##### {plain(stage)}")
+    for stage, rows in by_stage(wanted):
+        st.markdown(f"##### {plain(stage)}")
         for start in range(0, len(rows), ABREAST):
             line = rows[start : start + ABREAST]
             for column, row in zip(st.columns(ABREAST, gap="medium"), line, strict=False):
@@ -53,25 +58,18 @@ def draw(run: RunDetail) -> None:
                     _one(row, float(smoothing or 0), over or "step", logarithmic)
 
 
-def groups(series: list[SeriesRow]) -> list[tuple[tuple[str, str], list[SeriesRow]]]:
-    """Metrics by stage and by what stands before the slash: later stages first, what measures costs last.
+def by_stage(series: list[SeriesRow]) -> list[tuple[str, list[SeriesRow]]]:
+    """Metrics by stage, later stages first; within one, what is learnt before what it costs, and kin together."""
 
-    A key without a slash goes with those that begin with it: `score` with `score/generator`.
-    """
-    heads = {row.key.partition("/")[0] for row in series if "/" in row.key}
-
-    def group(row: SeriesRow) -> str:
+    def place(row: SeriesRow) -> tuple[int, int, str]:
         head = row.key.partition("/")[0]
-        return head if head in heads else ""
+        rank = FIRST.index(head) - len(FIRST) if head in FIRST else 2 if head in LAST else int("/" not in row.key)
+        return -row.position, rank, row.key
 
-    def place(row: SeriesRow) -> tuple[int, int, str, str]:
-        return -row.position, LAST.index(group(row)) + 1 if group(row) in LAST else 0, group(row), row.key
-
-    ordered = sorted(series, key=place)
-    return [(name, list(rows)) for name, rows in groupby(ordered, key=lambda row: (row.stage, group(row)))]
+    return [(stage, list(rows)) for stage, rows in groupby(sorted(series, key=place), key=lambda row: row.stage)]
 
 
 def _one(row: SeriesRow, smoothing: float, over: str, logarithmic: bool) -> None:
-    st.markdown(f"**{plain(row.key)}**")
+    st.caption(plain(row.key))
     drawn = charts.metric(row, smoothing=smoothing, over=over, logarithmic=logarithmic)
     parts.chart(drawn, f"{row.stage}/{row.key}", alt=f"{row.key} over {over}")

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from dashboard import charts, evidence, parts, state, wording
-from dashboard.evidence import Candidate, SampleDetail, SampleRow
+from dashboard import charts, parts, state, trajectories, wording
 from dashboard.queries import RunDetail
 from dashboard.state import BOUND
+from dashboard.trajectories import Candidate, SampleDetail, SampleRow
 
 ORDERS = ("newest", "best", "worst")
 
 
 def show(run: RunDetail) -> None:
     with parts.reading() as session:
-        splits, steps, total = evidence.sample_facets(session, run.id)
+        splits, steps, total = trajectories.sample_facets(session, run.id)
     if not total:
         parts.empty(
             "No sample was stored yet. Evaluations store some of what they generate:", f"rlx samples {run.handle}"
@@ -35,7 +35,7 @@ def show(run: RunDetail) -> None:
     with table:
         picked = listing(rows, total)
     with parts.reading() as session:
-        found = evidence.sample(session, run.id, picked)
+        found = trajectories.sample(session, run.id, picked)
     with one:
         if found is not None:
             detail(found)
@@ -51,7 +51,7 @@ def chosen(run: RunDetail, splits: Sequence[str], steps: Sequence[int]) -> list[
             "Text", key="text", bind=BOUND, placeholder="any", live=True, type="search", width=240
         )
     with parts.reading() as session:
-        return evidence.find_samples(
+        return trajectories.find_samples(
             session, run.id, split=split, step=step, containing=(containing or "").strip(), order=order or "newest"
         )
 

@@ -55,7 +55,7 @@ def choose(handles: list[str]) -> tuple[str, str] | None:
         offered = list(handles)
         for name in (state.A, state.B):
             offered += parts.named_by_url(session, name, besides=offered)
-    first, swap, second = st.columns([6, 1, 6], vertical_alignment="bottom", gap="small")
+    first, swap, second = st.columns([6, 2, 6], vertical_alignment="bottom", gap="small")
     a = first.selectbox("Run A", offered, index=1, key=state.A, bind=BOUND)
     b = second.selectbox("Run B", offered, index=0, key=state.B, bind=BOUND)
     swap.button("Swap", icon=":material/swap_horiz:", on_click=exchange, width="stretch", help="Exchange A and B")
@@ -109,17 +109,17 @@ def scores(found: Comparison) -> None:
         key="scores",
         alt=f"Final scores of {found.a} and {found.b} with 95 % intervals and a paired test",
         column_config={
-            "metric": columns.TextColumn("Metric", width=130),
-            "split": columns.TextColumn("Split", width=76),
-            "a": columns.TextColumn(f"{found.a} [95 %]", width=200),
-            "b": columns.TextColumn(f"{found.b} [95 %]", width=200),
-            "difference": columns.TextColumn("Difference, B − A [95 %]", width=196),
+            "metric": columns.TextColumn("Metric", width=112),
+            "split": columns.TextColumn("Split", width=66),
+            "a": columns.TextColumn(f"{found.a} [95 %]", width=168),
+            "b": columns.TextColumn(f"{found.b} [95 %]", width=168),
+            "difference": columns.TextColumn("Difference, B − A [95 %]", width=186),
             "test": columns.TextColumn(
-                "Paired test", width=96, help="Two-sided permutation test over the items that both were scored on"
+                "Paired test", width=84, help="Two-sided permutation test over the items that both were scored on"
             ),
-            "items": columns.NumberColumn("Items", format="localized", width=60),
-            "best": columns.TextColumn("Best of A, of B", width=120),
-            "verdict": columns.TextColumn("B is", width=90),
+            "items": columns.NumberColumn("Items", format="localized", width=56),
+            "best": columns.TextColumn("Best of A, of B", width=116),
+            "verdict": columns.TextColumn("B is", width=84),
         },
     )
 
@@ -158,7 +158,7 @@ def curves(found: Comparison, rows_a: list[EvaluationRow], rows_b: list[Evaluati
             "Over", axes, default="step", required=True, key="axis", bind=BOUND, format_func=wording.axis
         )
     one, other = evidence.curves(rows_a).get(name, []), evidence.curves(rows_b).get(name, [])
-    together, reach = st.columns([7, 3], gap="large")
+    together, reach = st.columns([13, 6], gap="medium")
     with together:
         drawn = charts.learning_curves({found.a: one, found.b: other}, over=over or "step")
         parts.chart(drawn, "together", alt=f"{name} of both runs over {wording.axis(over or 'step')}")
@@ -172,9 +172,9 @@ def curves(found: Comparison, rows_a: list[EvaluationRow], rows_b: list[Evaluati
             key="reach",
             alt="What it cost either run to get there",
             column_config={
-                "axis": st.column_config.TextColumn("It took", width=140),
-                "a": st.column_config.TextColumn("A", width=80, alignment="right", help=found.a),
-                "b": st.column_config.TextColumn("B", width=80, alignment="right", help=found.b),
+                "axis": st.column_config.TextColumn("It took", width=118),
+                "a": st.column_config.TextColumn("A", width=62, alignment="right", help=found.a),
+                "b": st.column_config.TextColumn("B", width=62, alignment="right", help=found.b),
             },
         )
     if len(one) and len(other) and len(one[-1].items) > 1:
@@ -206,10 +206,10 @@ def differences(found: Comparison, a: RunDetail, b: RunDetail) -> None:
         key="differences",
         alt=f"{len(rows)} differences",
         column_config={
-            "in": columns.TextColumn("In", width=90),
-            "key": columns.TextColumn("Key", width=320),
-            "a": columns.TextColumn(f"A: {a.handle}", width=380),
-            "b": columns.TextColumn(f"B: {b.handle}", width=380),
+            "in": columns.TextColumn("In", width=70),
+            "key": columns.TextColumn("Key", width=260),
+            "a": columns.TextColumn(f"A: {a.handle}", width=240),
+            "b": columns.TextColumn(f"B: {b.handle}", width=240),
         },
     )
 

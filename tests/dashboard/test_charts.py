@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from dashboard import charts, plan_chart
 from dashboard.charts import INKS
-from dashboard.evidence import Candidate, EvaluationRow, Point, SeriesRow
+from dashboard.evidence import EvaluationRow, Point, SeriesRow
 from dashboard.queries import StageRow
+from dashboard.trajectories import Candidate
 from engine.store.tables import StageId
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dashboard import evidence, queries
+from dashboard import evidence, queries, trajectories
 from dashboard.evidence import AttemptRow
 from engine.store.session import Database
-from tests.dashboard.seed import ITERATIONS, OUTLINES, populate
+from tests.dashboard.seed import populate
+from tests.dashboard.seed_runs import ITERATIONS, OUTLINES
 from tests.dashboard.seed_texts import HOSTILE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -62,14 +63,14 @@ def test_what_the_pages_read(store: Database) -> None:
         assert {row.stage for row in evidence.curves(evaluations)["score on train"]} == {"train"}
         assert evidence.axes(evaluations) == ["step", "scored_episodes", "generated_tokens", "seconds"]
 
-        (found,) = evidence.find_samples(session, run.id, containing="PWNED")
-        detail = evidence.sample(session, run.id, found.id)
+        (found,) = trajectories.find_samples(session, run.id, containing="PWNED")
+        detail = trajectories.sample(session, run.id, found.id)
         assert detail is not None
         assert detail.decisions[0][0].text == HOSTILE
         other = queries.run(session, "best-lang-1")
-        assert evidence.sample(session, other.id, found.id) is None, "a sample belongs to its own run"
-        assert evidence.find_samples(session, run.id, containing="100%_") == [], "no wildcard is heard"
-        best = [row.score for row in evidence.find_samples(session, run.id, order="best")]
+        assert trajectories.sample(session, other.id, found.id) is None, "a sample belongs to its own run"
+        assert trajectories.find_samples(session, run.id, containing="100%_") == [], "no wildcard is heard"
+        best = [row.score for row in trajectories.find_samples(session, run.id, order="best")]
         assert best == sorted(best, reverse=True)  # type: ignore[type-var]
 
         failed = queries.run(session, "best-lang-4")
@@ -110,7 +111,7 @@ def test_no_other_file_is_read(tmp_path: Path, place: str) -> None:
 def test_candidates_may_stand_beside_other_things() -> None:
     plain = [{"text": "a", "q": 0.5, "chosen": True}, {"text": "b", "q": None, "chosen": False}]
 
-    listed, beside = (list(evidence._candidates(step)) for step in (plain, {"candidates": plain, "reply": "Yes."}))
+    listed, beside = (list(trajectories._candidates(step)) for step in (plain, {"candidates": plain, "reply": "Yes."}))
 
     assert listed == beside
     assert [(one.q, one.chosen) for one in listed] == [(0.5, True), (None, False)]
