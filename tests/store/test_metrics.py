@@ -261,7 +261,7 @@ def test_a_patient_close_waits_for_the_database(db: Database, claimed: Claimed, 
 
 
 def test_a_line_torn_by_a_crash_costs_only_itself(tmp_path: Path, claimed: Claimed) -> None:
-    spool = MetricSpool(tmp_path, claimed.stage_id)
+    spool = MetricSpool(tmp_path / "spool", claimed.stage_id)
     spool.append({"x": {1: (1.0, 0.0)}})
     with spool._file.open("ab") as file:
         file.write(b'{"x": [[2, 2.')
@@ -271,7 +271,7 @@ def test_a_line_torn_by_a_crash_costs_only_itself(tmp_path: Path, claimed: Claim
         found.append(batch.points)
         spool.strike_off(batch)
     assert found == [{"x": {1: (1.0, 0.0)}}, {}, {"x": {3: (None, 0.0)}}]
-    assert not os.listdir(tmp_path)
+    assert not os.listdir(tmp_path / "spool")
 
 
 def _fill(db: Database, claimed: Claimed, key: str, points: dict[int, float | None]) -> None:
@@ -348,7 +348,7 @@ def test_a_key_of_two_stages_is_the_later_ones_unless_said(db: Database, queue: 
         assert read() == ("train", [10])
         assert read(stage="model") == ("model", [500])
         assert read(stage="nobody") == ("nobody", [])
-        assert [(s.key, s.stage) for s in metrics.series(session, train.run_id)] == [
+        assert [found.stage for found in metrics.series(session, train.run_id)] == ["model", "train"]
             ("loss", "model"),
             ("loss", "train"),
         ]
