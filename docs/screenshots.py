@@ -1,6 +1,7 @@
 """Pictures of the dashboard for the README and the docs: `python docs/screenshots.py`.
 
-Looks at the runs under RLX_HOME, or else at the seeded ones of the tests, so that a picture can always be made again.
+Looks at the seeded runs of the tests, so that a picture can always be made again; or at the runs under RLX_HOME, the
+newest and the two handles that are given: `RLX_HOME=.rlx python docs/screenshots.py best-lang-1 best-lang-2`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,23 @@ from tests.dashboard.serving import chromium, dashboard  # noqa: E402
 IMAGES = ROOT / "docs" / "images"
 SHOTS = (
     ("dashboard-runs", "", "light", 1400, 820),
-    ("dashboard-run", "run?run=twenty-questions-3", "light", 1400, 1160),
-    ("dashboard-run-dark", "run?run=twenty-questions-3", "dark", 1400, 1160),
-    ("dashboard-samples", "run?run=twenty-questions-2&tab=Samples&decision=3", "light", 1400, 1500),
-    ("dashboard-compare", "compare?a=twenty-questions-1&b=twenty-questions-2", "light", 1400, 1180),
+    ("dashboard-run", "run?run={running}", "light", 1400, 1200),
+    ("dashboard-run-dark", "run?run={running}", "dark", 1400, 1200),
+    ("dashboard-samples", "run?run={b}&tab=Samples&decision=3", "light", 1400, 1500),
+    ("dashboard-compare", "compare?a={a}&b={b}", "light", 1400, 1180),
 )
+SEEDED = {"running": "twenty-questions-3", "a": "twenty-questions-1", "b": "twenty-questions-2"}
 READY = "!document.querySelector('[data-testid=stSkeleton], [data-test-script-state=running]')"
 
 
 def main() -> None:
     """Make every picture."""
     given = os.environ.get("RLX_HOME")
+    handles = SEEDED
+    if given:
+        if len(sys.argv) != 3:
+            sys.exit("usage: RLX_HOME=HOME python docs/screenshots.py RUN_A RUN_B")
+        handles = {"running": "@last", "a": sys.argv[1], "b": sys.argv[2]}
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(given) if given else Path(scratch)
         if not given:
@@ -43,7 +50,7 @@ def main() -> None:
         with dashboard(home) as url, chromium() as browser:
             for name, where, scheme, width, height in SHOTS:
                 page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-                page.goto(f"{url}/{where}")
+                page.goto(f"{url}/{where.format(**handles)}")
                 page.get_by_role("heading").first.wait_for(timeout=60_000)
                 page.wait_for_function(READY)
                 page.wait_for_timeout(1500)  # charts draw themselves after the script has ended

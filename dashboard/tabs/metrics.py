@@ -35,7 +35,7 @@ def draw(run: RunDetail) -> None:
         )
         return
     if evaluations:
-        drawn = charts.learning_curves(evidence.curves(evaluations), height=250)
+        drawn = charts.learning_curves(evidence.curves(evaluations), height=280)
         parts.chart(drawn, "evaluated", alt="Evaluated scores with 95 % intervals over steps")
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         containing = st.text_input(
