@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from uuid import UUID
 
 from engine.clock import utc_now
@@ -59,7 +60,9 @@ def _alive(db: Database) -> list[Worker]:
     return [worker for worker in found if not provably_gone(worker.host, worker.pid, worker.pid_started)]
 
 
-def start_worker(settings: Settings, run_id: UUID | None = None) -> subprocess.Popen[bytes]:
+def start_worker(
+    settings: Settings, run_id: UUID | None = None, *, queues: Sequence[str] = ("default",)
+) -> subprocess.Popen[bytes]:
     """A worker process of these settings; with `run_id` it serves that run alone, and leaves when the run is over.
 
     It has a session of its own, so that Ctrl-C in our terminal is ours to handle; its log is HOME/logs/worker.log.
@@ -67,7 +70,7 @@ def start_worker(settings: Settings, run_id: UUID | None = None) -> subprocess.P
     from workers.children import python_environment
 
     settings.logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-P", "-m", "workers"]
+    command = [sys.executable, "-P", "-m", "workers", "--queues", ",".join(queues)]
     if run_id is not None:
         command += ["--run", str(run_id)]
     with (settings.logs / "worker.log").open("ab") as log_file:

@@ -16,22 +16,24 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from workers import trees, wire
 
+NEEDED = ("torch", "workers.stage_process")
+"""What every stage's process runs on."""
+
 PRELOADED = (
-    "torch",
-    "workers.stage_process",
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto",
     "engine.lm.hf",
     "engine.lm.learner",
     "engine.lm.warmup",
 )
-"""What most stages need. Every stage would import it by itself, but each anew."""
+"""What most stages need, and would import each anew. `RLX_PRELOAD`, separated by commas, replaces the list."""
 
 MARK = "RLX_ATTEMPT"
 """Environment variable that a stage's process hands on to whatever it starts."""
@@ -144,6 +146,11 @@ def _open_log(path: Path) -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
+def _preloaded() -> Sequence[str]:
+    chosen = os.environ.get("RLX_PRELOAD")
+    return PRELOADED if chosen is None else [name for name in map(str.strip, chosen.split(",")) if name]
+
+
 def main(descriptor: int) -> None:
     """Serve the worker at the other end of `descriptor`."""
     # Ctrl-C and `systemctl stop` reach every process of the worker; it alone decides what becomes of stages.
@@ -152,7 +159,7 @@ def main(descriptor: int) -> None:
     trees.adopt_orphans()
     with socket.socket(fileno=descriptor) as channel:
         channel.set_inheritable(False)
-        for name in PRELOADED:
+        for name in (*NEEDED, *_preloaded()):
             try:
                 importlib.import_module(name)
             except Exception:  # noqa: BLE001 - left to the stage that asks for it, whose log will tell

@@ -136,6 +136,7 @@ class Lab:
 def lab(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("RLX_PRELOAD", "")  # these stages need none of it
     lab = Lab(settings, tmp_path / "gate")
     yield lab
     for worker in lab.workers:

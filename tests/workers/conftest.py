@@ -42,16 +42,13 @@ def until(condition: Callable[[], T | None], seconds: float = 120) -> T:
 @pytest.fixture(scope="session")
 def children() -> Iterator[Children]:
     """A nursery, started once."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STAGES), before]))
-    nursery = Children()
-    nursery.warm_up()
-    yield nursery
-    nursery.close()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(STAGES), os.environ.get("PYTHONPATH")])))
+        patch.setenv("RLX_PRELOAD", "")  # these stages need none of it
+        nursery = Children()
+        nursery.warm_up()
+        yield nursery
+        nursery.close()
 
 
 @pytest.fixture
