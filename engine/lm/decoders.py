@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.lm import lean
+from engine.lm.lean_decoder import LeanDecoder
+
+COPY_LIMIT = 2 << 30
+"""Bytes of weights up to which a second, fused copy is made."""
 
 
 class Decoder(Protocol):
@@ -31,7 +35,7 @@ class Decoder(Protocol):
     def keep(self, index: Tensor) -> None:
         """Drop all rows but these."""
 
-    def finish(self, rows: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
+    def finish(self, completions: Sequence[Sequence[int]]) -> None:
         """Hear what the rows of the last `start` became, to recognise contexts that extend them."""
 
     def refresh(self) -> None:
@@ -39,12 +43,15 @@ class Decoder(Protocol):
 
 
 def decoder_for(model: nn.Module) -> Decoder:
-    """The lean decoder where the architecture allows it (`lean.supports`), else the model's own forward."""
-    if lean.supports(model):
-        from engine.lm.lean_decoder import LeanDecoder
+    """The lean decoder where it is exact and its weight copies are small, else the model's own forward.
 
-        return LeanDecoder(model)
-    return CachedDecoder(model)
+    Exact: `lean.supports` the architecture, and the weights are float32 (in half precision, adding a LoRA
+    update to a copy of its base would round it away).
+    """
+    weights = list(model.parameters())
+    small = sum(weight.numel() * weight.element_size() for weight in weights) <= COPY_LIMIT
+    full = all(weight.dtype == torch.float32 for weight in weights)
+    return LeanDecoder(model) if small and full and lean.supports(model) else CachedDecoder(model)
 
 
 class CachedDecoder:
@@ -100,7 +107,7 @@ class CachedDecoder:
         self._cache.batch_select_indices(index)
         self._mask, self._lengths = self._mask[index], self._lengths[index]
 
-    def finish(self, rows: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
+    def finish(self, completions: Sequence[Sequence[int]]) -> None:
         self._cache = None
 
     def refresh(self) -> None:

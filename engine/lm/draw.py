@@ -24,21 +24,17 @@ def draw(logits: Tensor, uniform: Tensor | None, params: SamplingParams) -> tupl
     [R]: those of the model's own distribution (temperature 1, nothing filtered), which is what a
     policy-gradient ratio needs.
     """
-    top = logits.amax(-1, keepdim=True)
-    weights = torch.exp(logits - top)
-    log_norm = weights.sum(-1).log()
-    if params.temperature == 0.0:
+    if params.temperature > 0 and uniform is None:
+        raise ValueError("sampling at a temperature above 0 needs noise")
+    plain = torch.softmax(logits, dim=-1)
+    if uniform is None or params.temperature == 0.0:
         ids = logits.argmax(-1)
     else:
-        if uniform is None:
-            raise ValueError("sampling at a temperature above 0 needs noise")
-        if params.temperature != 1.0:
-            weights = torch.exp((logits - top) / params.temperature)
+        weights = plain if params.temperature == 1.0 else torch.softmax(logits / params.temperature, dim=-1)
         if params.top_k is not None or params.top_p is not None:
             weights = _filtered(weights, params.top_k, params.top_p)
         ids = _invert(weights, uniform)
-    chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    return ids, chosen - top.squeeze(-1) - log_norm
+    return ids, plain.gather(-1, ids.unsqueeze(-1)).squeeze(-1).log()
 
 
 def _filtered(weights: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -58,22 +54,23 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     """The index at which each row's running sum of weights first exceeds uniform · total."""
     vocabulary = weights.shape[-1]
     if vocabulary <= _FLAT:
-        return _first_beyond(weights, uniform)[0]
+        sums = weights.cumsum(-1, dtype=torch.float64)
+        return _first_beyond(sums, uniform * sums[:, -1])
     if vocabulary % _BLOCK:
         weights = F.pad(weights, (0, _BLOCK - vocabulary % _BLOCK))
     blocks = weights.view(weights.shape[0], -1, _BLOCK)
-    block, inside = _first_beyond(blocks.sum(-1), uniform)
-    rows = torch.arange(weights.shape[0], device=weights.device)
-    return block * _BLOCK + _first_beyond(blocks[rows, block], inside)[0]
-
-
-def _first_beyond(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the running sum passes uniform · total, and how far into that entry it does (again in [0, 1))."""
-    sums = weights.cumsum(-1, dtype=torch.float64)
+    sums = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
     target = uniform * sums[:, -1]
-    index = torch.searchsorted(sums, target.unsqueeze(-1), right=True).clamp_(max=weights.shape[-1] - 1)
-    reached = sums.gather(-1, index).squeeze(-1)
-    index = index.squeeze(-1)
-    weight = weights.gather(-1, index.unsqueeze(-1)).squeeze(-1).double()
-    inside = 1.0 - (reached - target) / weight
-    return index, inside.clamp_(0.0, 1.0 - 2.0**-53)
+    block = _first_beyond(sums, target)
+    rows = torch.arange(len(weights), device=weights.device)
+    inside = blocks[rows, block].cumsum(-1, dtype=torch.float64)
+    # A block's sum in float32 differs in its last digits from the running sum inside: what is left is a share of it.
+    whole = sums[rows, block]
+    before = torch.where(block > 0, sums[rows, block - 1], 0.0)
+    share = ((target - before) / (whole - before)).clamp_(max=1.0 - 2.0**-53)
+    return block * _BLOCK + _first_beyond(inside, share * inside[:, -1])
+
+
+def _first_beyond(sums: Tensor, target: Tensor) -> Tensor:
+    """[R] the first index of each row of ascending `sums` that is greater than its target."""
+    return torch.searchsorted(sums, target.unsqueeze(-1), right=True).squeeze(-1)

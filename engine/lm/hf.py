@@ -123,7 +123,7 @@ class HFSampler:
                 if numbers is not None:
                     numbers = numbers[:, index]
             logits = self._decoder.step(ids)
-        self._decoder.finish(owner, [row.ids for row in growing])
+        self._decoder.finish([row.ids for row in growing])
 
     @staticmethod
     def _append(

@@ -97,8 +97,10 @@ def _plain_weight(model: nn.Module) -> Tensor | None:
     """The output layer's weight where logits are nothing but a product with it."""
     head, config = output_layer(model), lean.unwrap(model).config
     changed = any(getattr(config, key, None) for key in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
-    plain = type(head) is nn.Linear and getattr(head, "bias", None) is None and not changed
-    return head.weight if plain else None
+    if type(head) is not nn.Linear or changed or head._parameters["bias"] is not None:
+        return None
+    weight: Tensor = head.weight
+    return weight
 
 
 def _by_autograd(

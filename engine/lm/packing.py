@@ -154,7 +154,7 @@ def pack(
     for i, (prefix, options) in enumerate(zip(prefixes, candidates, strict=True)):
         if not prefix or not all(options):
             raise ValueError(f"state {i}: a state and each of its candidates need at least one token")
-        shared = _common(prefixes[i - 1], prefix) if i else 0
+        shared = common(prefixes[i - 1], prefix) if i else 0
         path = paths[i - 1][:shared] if shared else []
         path = path + tree.walk(path[-1] if path else -1, prefix[shared:], i)
         keep = None if "last" in want else -1
@@ -185,7 +185,7 @@ def pack(
     )
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences begin with in common, by bisection on slices, which compare at C's speed."""
     low, high = 0, min(len(a), len(b))
     while low < high:
