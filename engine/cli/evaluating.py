@@ -48,7 +48,7 @@ def evaluate(
     from engine.cli.compiling import Compiled
     from engine.cli.places import required_store, the_settings
     from engine.cli.preflight import check
-    from engine.cli.submitting import carry_out, queue
+    from engine.cli.submitting import carry_out, check_devices, queue
     from engine.methods import registry
     from engine.spec.load import load_resolved
     from engine.store import runs
@@ -63,6 +63,7 @@ def evaluate(
     plan = evaluation_plan(original, registry.plan(changed.experiment), found)
     variant = Compiled(loaded=changed, plan=models.with_models(plan, changed.experiment.model.name))
     check([variant], embedded=the_settings().embedded)
+    check_devices([plan])
     note = f"evaluates {found.handle} at step-{found.step} ({checkpoint})"
     evaluation = queue(db, variant, tiny=run.tiny, tags=["eval"], note=note)
     answer(evaluation.handle)

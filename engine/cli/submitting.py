@@ -11,9 +11,12 @@ from engine.cli.output import answer, talk
 from engine.cli.quick import QuickCommand
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.cli.compiling import Compiled
+    from engine.plan.stage import Plan
     from engine.store.session import Database
-    from engine.store.tables import Run
+    from engine.store.tables import Run, RunId
 
 
 def register(root: typer.Typer) -> None:
@@ -44,6 +47,7 @@ def submit(
     variants = compiled(spec, overrides or [], tiny=tiny)
     check(variants, embedded=the_settings().embedded)
     db = store()
+    check_devices([variant.plan for variant in variants])
     runs = [queue(db, v, tiny=tiny, no_cache=no_cache, priority=priority, tags=tag, note=note) for v in variants]
     for run in runs:
         answer(run.handle)
@@ -103,10 +107,14 @@ def carry_out(db: Database, runs: list[Run], *, wait: bool | None) -> None:
     settings = the_settings()
     dispatch.publish(settings)
     needs_worker = settings.embedded and not dispatch.find_alive(settings)
+    if needs_worker and wait is False and len(runs) > 1:
+        # One worker a run would run them all at once, on one machine.
+        talk(f"{len(runs)} runs are queued: `rlx worker` carries them out one after another")
+        return
     worst = 0
     for number, run in enumerate(runs):
         run_id = RunId(run.id)
-        worker = dispatch.start_worker(settings, run_id=run_id) if needs_worker else None
+        worker = dispatch.start_worker(settings, run_id, queues=queues_of(db, run_id)) if needs_worker else None
         if wait is False or (wait is None and worker is None):
             talk(f"{run.handle} is queued: `rlx watch {run.handle}` follows it")
             continue
@@ -119,3 +127,31 @@ def carry_out(db: Database, runs: list[Run], *, wait: bool | None) -> None:
         tell(db, run_id, followed)
         worst = max(worst, exit_code(followed))
     raise typer.Exit(worst)
+
+
+def queues_of(db: Database, run_id: RunId) -> list[str]:
+    """The queues that the run's stages wait in: a worker of its own serves them all."""
+    from engine.store import stages
+
+    with db.read() as session:
+        return sorted({stage.queue for stage in stages.for_run(session, run_id)})
+
+
+def check_devices(plans: Sequence[Plan]) -> None:
+    """Refuse what would wait for ever: GPUs that this machine lacks, where no other worker could lend them."""
+    from engine.cli.places import the_settings
+    from engine.errors import Refused
+    from workers import dispatch
+    from workers.devices import gpus_here
+
+    settings = the_settings()
+    if not settings.embedded or dispatch.find_alive(settings):
+        return
+    here = len(gpus_here())
+    for stage in (stage for plan in plans for stage in plan.stages):
+        if stage.resources.gpus > here:
+            raise Refused(
+                f"stage {stage.name!r} asks for {stage.resources.gpus} GPU{'s' * (stage.resources.gpus > 1)}, and this "
+                f"machine has {here or 'none'}. `--tiny` tries the spec without; hardware.gpus=0 runs it on the CPU; "
+                "RLX_BROKER_URL and RLX_DATABASE_URL send it to a cluster."
+            )

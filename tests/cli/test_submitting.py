@@ -68,6 +68,29 @@ def test_a_tiny_twin_is_a_run_of_its_own_name(rlx, spec, queued):
     assert row["tiny"] is True
 
 
+def test_gpus_that_nobody_could_lend_are_refused_and_queue_nothing(rlx, spec, lab, monkeypatch):
+    monkeypatch.setattr("workers.devices.gpus_here", lambda: ["0"])
+    answer = rlx("submit", str(spec), "hardware.gpus=2", "--no-wait")
+    assert answer.code == 5
+    assert "asks for 2 GPUs, and this machine has 1" in answer.err
+    assert "--tiny" in answer.err
+    assert rlx("ls", "--json").data == []
+
+
+def test_a_run_of_its_own_worker_serves_the_queue_that_the_spec_names(rlx, spec, monkeypatch):
+    started = []
+    monkeypatch.setattr("workers.dispatch.start_worker", lambda settings, run, *, queues: started.append(queues))
+    assert rlx("submit", str(spec), "hardware.queue=big", "--no-wait").code == 0
+    assert started == [["big"]]
+
+
+def test_a_sweep_that_is_not_waited_for_starts_no_crowd_of_workers(rlx, spec, monkeypatch):
+    monkeypatch.setattr("workers.dispatch.start_worker", lambda *_, **__: pytest.fail("a worker was started"))
+    answer = rlx("submit", str(spec), "seed=1,2,3", "--no-wait")
+    assert (answer.code, answer.out) == (0, "green-1\ngreen-2\ngreen-3\n")
+    assert "rlx worker" in answer.err
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
