@@ -16,7 +16,7 @@ from engine.methods.reinforce import stages as reinforce
 from engine.methods.reinforce.config import Reinforce
 from engine.runtime.context import Stopped
 
-SMALL = {"iterations": 3, "checkpoint_every": 1, "episodes": {"environments": 3, "max_tokens": 72}}
+SMALL = {"iterations": 3, "epochs": 1, "checkpoint_every": 1, "episodes": {"environments": 3, "max_tokens": 72}}
 METHODS = {"ppo": (PPO, train), "reinforce": (Reinforce, reinforce.train)}
 
 
@@ -41,7 +41,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(stage: Any, met
     assert fingerprint(last.output_dir) == fingerprint(whole.output_dir)
     assert AutoModelForCausalLM.from_pretrained(last.output_dir / "best" / "generator") is not None
     assert dict(whole.curve("cost/scored_episodes"))[3] == 9
-    assert dict(whole.curve("policy/ratio_error"))[1] < 0.1
+    assert dict(whole.curve("policy/ratio_error"))[1] < 1e-3
 
 
 def test_the_final_evaluation(stage: Any) -> None:
