@@ -142,7 +142,7 @@ def learning_curves(curves: Mapping[str, Sequence[EvaluationRow]], *, over: str 
         orient="top",
         symbolSize=80,
         labelLimit=320,
-        columns=3,
+        columns=4,
         offset=6,
         symbolOpacity=1,
         symbolStrokeWidth=0,
