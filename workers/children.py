@@ -136,7 +136,10 @@ class Children:
                 [sys.executable, "-P", "-m", "workers.nursery", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=python_environment(OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"),
+                # One thread, and no CUDA context from merely asking whether there is a GPU: both would spoil the fork.
+                env=python_environment(
+                    OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTORCH_NVML_BASED_CUDA_CHECK="1"
+                ),
                 start_new_session=True,  # Ctrl-C is for the worker
             )
         self._channel = ours

@@ -13,6 +13,7 @@ from uuid import UUID
 from engine.errors import Unreachable
 from engine.log import get_logger
 from engine.store import queue
+from engine.store.queue import Waiting
 from engine.store.tables import StageId
 from workers.devices import Devices
 from workers.supervisor import Deps, supervise
@@ -43,12 +44,18 @@ class Crew:
         if self._deps.draining.is_set() or not self._devices.any_free:
             return 0
         with self._looking:
-            with self._deps.db.read() as session:
-                waiting = queue.ready(session, queues=self._queues, now=self._deps.now(), run_id=self._run_id)
-            chosen = self._devices.take([stage for stage in waiting if stage.stage_id not in self._busy])
+            chosen = self._devices.take([stage for stage in self._waiting() if stage.stage_id not in self._busy])
             for stage, devices in chosen:
                 self._start(stage.stage_id, devices)
         return len(chosen)
+
+    def misfit(self) -> Waiting | None:
+        """A stage that waits for us, and needs more than we have."""
+        return next((stage for stage in self._waiting() if not self._devices.fits(stage.resources)), None)
+
+    def _waiting(self) -> list[Waiting]:
+        with self._deps.db.read() as session:
+            return queue.ready(session, queues=self._queues, now=self._deps.now(), run_id=self._run_id)
 
     def _start(self, stage_id: StageId, devices: tuple[str, ...]) -> None:
         thread = threading.Thread(target=self._work, args=(stage_id, devices), name=f"stage {stage_id}", daemon=True)

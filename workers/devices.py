@@ -45,6 +45,11 @@ class Devices:
         with self._lock:
             return len(self._free_slots) == self.slots and len(self._free_gpus) == len(self.gpus)
 
+    def fits(self, resources: Resources) -> bool:
+        """Whether the worker has what the stage needs, lent or not."""
+        needs = Needs.of(resources)
+        return needs.slots <= self.slots and needs.gpus <= len(self.gpus)
+
     def take(self, waiting: Sequence[Waiting]) -> list[tuple[Waiting, tuple[str, ...]]]:
         """Lend devices to as many of `waiting` as fit, first come first served.
 
@@ -56,9 +61,9 @@ class Devices:
         with self._lock:
             slots, gpus = len(self._free_slots), len(self._free_gpus)
             for stage in waiting:
-                needs = Needs.of(stage.resources)
-                if needs.slots > self.slots or needs.gpus > len(self.gpus):
+                if not self.fits(stage.resources):
                     continue
+                needs = Needs.of(stage.resources)
                 if needs.slots <= slots and needs.gpus <= gpus:
                     taken = self._free_slots[: needs.slots] + self._free_gpus[: needs.gpus]
                     del self._free_slots[: needs.slots], self._free_gpus[: needs.gpus]

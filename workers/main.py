@@ -19,14 +19,14 @@ from engine.clock import utc_now
 from engine.errors import ExitCode, Unreachable
 from engine.log import get_logger
 from engine.settings import Settings
-from engine.store import queue, workers
+from engine.store import events, queue, workers
 from engine.store.processes import host_name, process_started
 from engine.store.session import Database, open_database
 from engine.store.tables import WorkerId
 from engine.store.workers import WorkerStatus
 from workers.children import Children
 from workers.crew import Crew
-from workers.devices import Devices, gpus_here
+from workers.devices import Devices, Needs, gpus_here
 from workers.housekeeping import Housekeeping
 from workers.supervisor import Deps, Times
 
@@ -68,13 +68,12 @@ def run_worker(
         deps = Deps(settings, db, worker, children, times=times or Times())
         crew = Crew(deps, devices, queues, run_id, on_idle=signals.wake)
         try:
-            _work(deps, crew, signals, queues, run_id)
+            return _work(deps, crew, signals, queues, run_id)
         finally:
             _say_goodbye(db, worker)
             db.close()
     finally:
         children.close()
-    return ExitCode.OK
 
 
 class Signals:
@@ -103,7 +102,7 @@ class Signals:
             os.read(self._ends, 4096)
 
 
-def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_id: UUID | None) -> None:
+def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_id: UUID | None) -> int:
     _quietly(crew.look)  # before Celery is even imported
     from workers.app import make_app, send
     from workers.listener import Listener
@@ -118,7 +117,7 @@ def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_i
     listener = Listener(app, queues, crew.look)
     housekeeping.start()
     listener.start()
-    _pulse(deps, crew, signals, run_id)
+    code = _pulse(deps, crew, signals, run_id)
     deps.draining.set()
     asked = signals.count
     while not crew.join(PULSE_S):
@@ -128,10 +127,11 @@ def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_i
         _quietly(lambda: _beat(deps, WorkerStatus.DRAINING))
     listener.stop(FAREWELL_S)
     housekeeping.stop(FAREWELL_S)
+    return code
 
 
-def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> None:
-    """Until it is time to leave: give signs of life, and look for work that nobody announced to us."""
+def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> int:
+    """Until it is time to leave: give signs of life, and look for work that nobody announced to us. The exit code."""
     beaten = time.monotonic()
     while not signals.count:
         signals.wait(PULSE_S)
@@ -139,9 +139,13 @@ def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> Non
             beaten = time.monotonic()
             _quietly(lambda: _beat(deps, WorkerStatus.ALIVE))
         _quietly(crew.look)
-        if run_id is not None and not crew.size and _quietly(lambda: _over(deps.db, run_id)):
-            log.info("the run is over, the worker that served it leaves")
-            return
+        if run_id is not None and not crew.size:
+            if _quietly(lambda: _over(deps.db, run_id)):
+                log.info("the run is over, the worker that served it leaves")
+                return ExitCode.OK
+            if _quietly(lambda: _stuck(deps, crew)):
+                return ExitCode.RUN_FAILED
+    return ExitCode.OK
 
 
 def _register(db: Database, devices: Devices, name: str, queues: Sequence[str], run_id: UUID | None) -> WorkerId:
@@ -171,6 +175,22 @@ def _beat(deps: Deps, status: WorkerStatus) -> None:
 def _over(db: Database, run_id: UUID) -> bool:
     with db.read() as session:
         return queue.over(session, [run_id])
+
+
+def _stuck(deps: Deps, crew: Crew) -> bool:
+    """Whether the only run that we serve waits for more than we have; it is told so, and left to another worker."""
+    stage = crew.misfit()
+    if stage is None:
+        return False
+    needs = Needs.of(stage.resources)
+    message = (
+        f"{stage.name} needs {needs.gpus} GPUs and {needs.slots} slots, more than the worker started for this run has: "
+        "`rlx worker` on a machine that has them takes it up"
+    )
+    log.error(message)
+    with deps.db.write() as session:
+        events.add(session, "run.stuck", message, now=deps.now(), run_id=stage.run_id, stage_id=stage.stage_id)
+    return True
 
 
 def _say_goodbye(db: Database, worker: WorkerId) -> None:

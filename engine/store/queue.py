@@ -24,6 +24,7 @@ class Waiting:
 
     stage_id: StageId
     run_id: UUID
+    name: str
     resources: Resources
 
 
@@ -32,7 +33,7 @@ def ready(
 ) -> list[Waiting]:
     """Stages that wait in `queues` for a worker (of one run, or of all): by priority, then by how long they wait."""
     wanted = (
-        select(Stage.id, Stage.run_id, Stage.resources)
+        select(Stage.id, Stage.run_id, Stage.name, Stage.resources)
         .where(Stage.status == StageStatus.READY, Stage.queue.in_(list(queues)))
         .where(or_(Stage.not_before.is_(None), Stage.not_before <= now))
         .order_by(Stage.priority.desc(), Stage.ready_at, Stage.id)
@@ -40,7 +41,10 @@ def ready(
     )
     if run_id is not None:
         wanted = wanted.where(Stage.run_id == run_id)
-    return [Waiting(StageId(id_), run, Resources(**resources)) for id_, run, resources in session.execute(wanted)]
+    return [
+        Waiting(StageId(stage_id), run, name, Resources(**resources))
+        for stage_id, run, name, resources in session.execute(wanted)
+    ]
 
 
 def stop_requested(session: Session, run_id: UUID) -> bool:

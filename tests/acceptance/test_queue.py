@@ -62,7 +62,7 @@ class Lab:
         self.queue = "default"
 
     def submit(self, *plan: Stage, name: str = "queue_test") -> Run:
-        chosen = tuple(replace(stage, resources=Resources(queue=self.queue)) for stage in plan)
+        chosen = tuple(replace(stage, resources=replace(stage.resources, queue=self.queue)) for stage in plan)
         with self.db.write() as session:
             return runs.submit(session, Plan(name, 3, chosen), runs.Submission(source="", resolved={}), now=utc_now())
 
@@ -330,6 +330,19 @@ def _delete_queue(lab: Lab) -> None:
         channel = connection.default_channel
         channel.queue_delete(lab.queue)
         channel.exchange_delete(lab.queue)
+
+
+def test_a_worker_for_one_run_serves_every_queue_and_leaves_what_it_cannot_carry(lab: Lab) -> None:
+    lab.queue = "somewhere-else"
+    large = Stage("large", "test.add", "queue_stages:add", (), inputs={"a": "noop"}, resources=Resources(gpus=999))
+    run = lab.submit(NOOP, large)
+
+    assert lab.embedded(run).wait(120) == 1
+    assert lab.stages(run)["noop"].status == "succeeded"
+    assert lab.stages(run)["large"].status == "ready"
+    with lab.db.read() as session:
+        (message,) = [e.message for e in events.of_run(session, RunId(run.id)) if e.kind == "run.stuck"]
+    assert "large needs 999 GPUs" in message
 
 
 def test_without_a_broker_a_worker_still_works(lab: Lab) -> None:

@@ -15,7 +15,7 @@ from workers.devices import Devices, gpu_ids, gpus_here
 
 
 def stage(slots: int = 1, gpus: int = 0, device: str = "auto") -> Waiting:
-    return Waiting(StageId(uuid4()), uuid4(), Resources(slots=slots, gpus=gpus, device=device))
+    return Waiting(StageId(uuid4()), uuid4(), "stage", Resources(slots=slots, gpus=gpus, device=device))
 
 
 def test_small_stages_pack_and_get_devices_of_their_own() -> None:
