@@ -141,7 +141,7 @@ class LiveReporter:
         self._console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}", markup=True),
-            BarColumn(bar_width=None if self._console.width < 100 else 40),
+            BarColumn(bar_width=10 if self._console.width < 80 else 24),
             TextColumn("{task.fields[words]}", markup=False),
             console=self._console,
             transient=False,
