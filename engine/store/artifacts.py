@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from engine.store.artifact_store import StoredArtifact
@@ -27,7 +27,7 @@ def record(session: Session, artifact: StoredArtifact, *, now: datetime) -> int:
         )
         .on_conflict_do_nothing(index_elements=[Artifact.sha256])
     )
-    return session.scalars(select(Artifact.id).where(Artifact.sha256 == artifact.sha256)).one()
+    return session.scalars(_ID, {"sha256": artifact.sha256}).one()
 
 
 def of_run(session: Session, run_id: RunId) -> dict[str, Artifact]:
@@ -56,6 +56,10 @@ def remember(session: Session, key: str, artifact_id: int, stage_id: UUID, *, re
 
 def cached(session: Session, key: str) -> Artifact | None:
     """The artifact that answers `key`, if there is one."""
-    return session.scalars(
-        select(Artifact).join(CacheEntry, CacheEntry.artifact_id == Artifact.id).where(CacheEntry.key == key)
-    ).one_or_none()
+    return session.scalars(_CACHED, {"key": key}).one_or_none()
+
+
+_CACHED = (
+    select(Artifact).join(CacheEntry, CacheEntry.artifact_id == Artifact.id).where(CacheEntry.key == bindparam("key"))
+)
+_ID = select(Artifact.id).where(Artifact.sha256 == bindparam("sha256"))

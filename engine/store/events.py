@@ -10,8 +10,10 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from engine.store.tables import Event, RunId
+from engine.store.tables import Event, RunId, table_of
 from engine.store.values import storable_json, storable_text
+
+_ADD = insert(table_of(Event))
 
 
 def add(
@@ -28,16 +30,17 @@ def add(
 ) -> None:
     """Record an event in the caller's transaction. `kind` is a short name such as `stage.lost`."""
     session.execute(
-        insert(Event).values(
-            time=now,
-            run_id=run_id,
-            stage_id=stage_id,
-            attempt=attempt,
-            worker_id=worker_id,
-            kind=kind,
-            message=storable_text(message),
-            data=storable_json(data or {}),
-        )
+        _ADD,
+        {
+            "time": now,
+            "run_id": run_id,
+            "stage_id": stage_id,
+            "attempt": attempt,
+            "worker_id": worker_id,
+            "kind": kind,
+            "message": storable_text(message),
+            "data": storable_json(data or {}),
+        },
     )
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, or_, select, update
-from sqlalchemy import insert as insert_into
+from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from engine.store.session import Database
-from engine.store.tables import Outbox, Stage, StageId
+from engine.store.tables import Outbox, Stage, StageId, table_of
 from engine.store.transitions import StageStatus
+
+_ADD = insert(table_of(Outbox))
 
 AGAIN_AFTER = timedelta(seconds=60)
 _TAKEN_FOR = timedelta(seconds=30)
@@ -35,7 +36,7 @@ class OutboxMessage:
 
 def announce(session: Session, stage_id: UUID, *, queue: str, priority: int, due_at: datetime) -> None:
     """Put a stage that becomes ready into the outbox, in the transaction that makes it so."""
-    session.execute(insert_into(Outbox).values(stage_id=stage_id, queue=queue, priority=priority, due_at=due_at))
+    session.execute(_ADD, {"stage_id": stage_id, "queue": queue, "priority": priority, "due_at": due_at})
 
 
 def publish(db: Database, send: Callable[[OutboxMessage], None], *, now: datetime, limit: int = 200) -> int:

@@ -12,14 +12,14 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol, Self
 from uuid import UUID
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from engine.errors import Cause, StaleAttempt
 from engine.store import artifacts, events, outbox
 from engine.store.artifact_store import StoredArtifact
 from engine.store.readiness import LockedRun, advance, lock_run
-from engine.store.tables import Attempt, Lease, RunId, Stage, StageId
+from engine.store.tables import Attempt, Lease, RunId, Stage, StageId, table_of
 from engine.store.transitions import AttemptStatus, StageStatus, move
 from engine.store.values import storable_json, storable_text
 
@@ -36,6 +36,7 @@ BACK_OFF_S: Mapping[Cause, float] = {
 what is wrong with a spec, its data, its functions or its imports is wrong the next time too."""
 
 _LONGEST_BACK_OFF_S = 600.0
+_FREE = delete(table_of(Lease)).where(Lease.attempt_id == bindparam("attempt"))
 
 
 class Claim(Protocol):
@@ -127,7 +128,7 @@ def finish(session: Session, claimed: Claim, outcome: Outcome, *, now: datetime)
     )
     if not ended:
         raise StaleAttempt(f"attempt {claimed.number} at {claimed.name} ended before: its report is not recorded")
-    session.execute(delete(Lease).where(Lease.attempt_id == claimed.attempt_id))
+    session.execute(_FREE, {"attempt": claimed.attempt_id})
     if outcome.kind == "succeeded":
         assert outcome.artifact is not None, "a stage that succeeded has an artifact"
         became = _succeed(session, claimed, outcome.artifact, now)
@@ -177,7 +178,7 @@ def lose(session: Session, run_id: UUID, attempt_id: UUID, *, now: datetime, ove
     )
     if not ended:
         return None
-    session.execute(delete(Lease).where(Lease.attempt_id == attempt_id))
+    session.execute(_FREE, {"attempt": attempt_id})
     attempt = session.get_one(Attempt, attempt_id, populate_existing=True)
     stage = session.get_one(Stage, attempt.stage_id, populate_existing=True)
     error = f"the worker of attempt {attempt.number} fell silent: killed, or cut off from the store"

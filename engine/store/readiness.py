@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ScalarSelect, func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from engine.plan.hashing import cache_key
 from engine.plan.stage import Stage as PlannedStage
 from engine.store import artifacts, events, outbox
-from engine.store.tables import Artifact, Run, RunId, Stage, StageInput
+from engine.store.tables import Artifact, Run, RunId, Stage, StageInput, table_of
 from engine.store.transitions import ENDED, RunStatus, StageStatus, move
 
 _DEAD = (StageStatus.FAILED, StageStatus.CANCELLED)
@@ -34,18 +34,35 @@ class LockedRun:
     seed: int
 
 
-def lock_run(session: Session, run_id: UUID | ScalarSelect[UUID]) -> LockedRun:
+def lock_run(session: Session, run_id: UUID) -> LockedRun:
     """Lock the run, so that no other transaction that moves its stages may pass before this one ends.
 
     Taken before any stage is touched, by everybody and in this order, so that nobody waits in a circle.
     """
-    row = session.execute(
-        select(Run.id, Run.handle, Run.status, Run.stop_requested, Run.seed)
-        .where(Run.id == run_id)
-        # NO KEY: rows that merely refer to the run (metrics, samples) may still be written meanwhile.
-        .with_for_update(key_share=True)
-    ).one()
+    row = session.execute(_LOCK, {"run": run_id}).one()
     return LockedRun(RunId(row.id), row.handle, RunStatus(row.status), row.stop_requested, row.seed)
+
+
+def lock_run_of(session: Session, stage_id: UUID) -> LockedRun:
+    """`lock_run` for the run of a stage, which exists."""
+    row = session.execute(_LOCK_OF, {"stage": stage_id}).one()
+    return LockedRun(RunId(row.id), row.handle, RunStatus(row.status), row.stop_requested, row.seed)
+
+
+# Statements of every claim and every ending are built once: building them costs more than SQLite takes to run them.
+# NO KEY: rows that merely refer to the run (metrics, samples) may still be written while it is locked.
+_RUN = select(Run.id, Run.handle, Run.status, Run.stop_requested, Run.seed).with_for_update(key_share=True)
+_LOCK = _RUN.where(Run.id == bindparam("run"))
+_LOCK_OF = _RUN.where(Run.id == select(Stage.run_id).where(Stage.id == bindparam("stage")).scalar_subquery())
+_STATUSES = select(Stage.id, Stage.status).where(Stage.run_id == bindparam("run")).order_by(Stage.position)
+_PRODUCER = table_of(Stage).alias("producer")
+_INPUTS = (
+    select(StageInput.name, Artifact.sha256, Artifact.uri)
+    .join(_PRODUCER, _PRODUCER.c.id == StageInput.producer_id)
+    .join(Artifact, Artifact.id == _PRODUCER.c.artifact_id)
+    .where(StageInput.stage_id == bindparam("stage"))
+    .order_by(StageInput.name)
+)
 
 
 def advance(session: Session, run: LockedRun, *, now: datetime) -> RunStatus:
@@ -53,7 +70,7 @@ def advance(session: Session, run: LockedRun, *, now: datetime) -> RunStatus:
 
     `run` was locked by the caller (`lock_run`).
     """
-    rows = session.execute(select(Stage.id, Stage.status).where(Stage.run_id == run.id).order_by(Stage.position)).all()
+    rows = session.execute(_STATUSES, {"run": run.id}).all()
     statuses = {stage_id: StageStatus(status) for stage_id, status in rows}
     waiting = [stage_id for stage_id, status in statuses.items() if status is StageStatus.WAITING]
     if waiting:
@@ -147,15 +164,7 @@ def input_hashes(session: Session, stage_id: UUID) -> dict[str, str]:
 
 def input_artifacts(session: Session, stage_id: UUID) -> dict[str, tuple[str, str]]:
     """Input name -> (content hash, uri) of the artifact that answers it."""
-    producer = Stage.__table__.alias("producer")
-    rows = session.execute(
-        select(StageInput.name, Artifact.sha256, Artifact.uri)
-        .join(producer, producer.c.id == StageInput.producer_id)
-        .join(Artifact, Artifact.id == producer.c.artifact_id)
-        .where(StageInput.stage_id == stage_id)
-        .order_by(StageInput.name)
-    )
-    return {name: (sha256, uri) for name, sha256, uri in rows}
+    return {name: (sha256, uri) for name, sha256, uri in session.execute(_INPUTS, {"stage": stage_id})}
 
 
 def _producers(session: Session, stage_ids: list[UUID]) -> dict[UUID, dict[str, UUID]]:

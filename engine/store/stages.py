@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -21,8 +21,8 @@ from engine.errors import Refused, StaleAttempt
 from engine.plan.stage import Resources
 from engine.store import artifacts, events
 from engine.store.outcomes import BACK_OFF_S, Expired, Outcome, expire, finish, lose
-from engine.store.readiness import advance, input_artifacts, lock_run, take_from_cache
-from engine.store.tables import Attempt, Checkpoint, Lease, Run, RunId, Stage, StageId, WorkerId
+from engine.store.readiness import advance, input_artifacts, lock_run_of, take_from_cache
+from engine.store.tables import Attempt, Checkpoint, Lease, Run, RunId, Stage, StageId, WorkerId, table_of
 from engine.store.transitions import AttemptStatus, RunStatus, StageStatus, changed, move
 from engine.store.values import storable_text
 
@@ -106,6 +106,12 @@ class Claimed:
         )
 
 
+_STAGE = select(Stage).where(Stage.id == bindparam("stage")).execution_options(populate_existing=True)
+_STATUS = select(Stage.status).where(Stage.id == bindparam("stage"))
+_BEGIN = insert_into(table_of(Attempt))
+_LEASE = insert_into(table_of(Lease))
+
+
 def claim(
     session: Session,
     stage_id: StageId,
@@ -120,10 +126,10 @@ def claim(
     None where there is nothing to claim (announced twice, cancelled, backing off), or where the cache meanwhile
     knows the stage's output, which ends it here. Raises Refused where one of `devices` is leased already.
     """
-    if session.scalar(select(Stage.status).where(Stage.id == stage_id)) != StageStatus.READY:
+    if session.scalar(_STATUS, {"stage": stage_id}) != StageStatus.READY:
         return None
-    run = lock_run(session, select(Stage.run_id).where(Stage.id == stage_id).scalar_subquery())
-    stage = session.scalars(select(Stage).where(Stage.id == stage_id).execution_options(populate_existing=True)).one()
+    run = lock_run_of(session, stage_id)
+    stage = session.scalars(_STAGE, {"stage": stage_id}).one()
     key = stage.cache_key
     if key is None or stage.status != StageStatus.READY or (stage.not_before is not None and stage.not_before > now):
         return None
@@ -185,22 +191,23 @@ def _begin(
 ) -> UUID:
     attempt_id = uuid4()
     session.execute(
-        insert_into(Attempt).values(
-            id=attempt_id,
-            stage_id=stage.id,
-            number=number,
-            worker_id=worker,
-            status=AttemptStatus.RUNNING,
-            detail={},
-            log_tail="",
-            lease_expires_at=now + timedelta(seconds=lease_s),
-            started_at=now,
-        )
+        _BEGIN,
+        {
+            "id": attempt_id,
+            "stage_id": stage.id,
+            "number": number,
+            "worker_id": worker,
+            "status": AttemptStatus.RUNNING,
+            "detail": {},
+            "log_tail": "",
+            "lease_expires_at": now + timedelta(seconds=lease_s),
+            "started_at": now,
+        },
     )
     if devices:
         leases = [{"attempt_id": attempt_id, "worker_id": worker, "device": device} for device in devices]
         try:
-            session.execute(insert_into(Lease), leases)
+            session.execute(_LEASE, leases)
         except IntegrityError as error:
             raise Refused(f"one of {', '.join(devices)} is leased to another attempt of this worker") from error
     events.add(
@@ -242,13 +249,9 @@ def heartbeat(session: Session, claimed: Claimed, *, now: datetime, lease_s: flo
 
 
 def _of_running_attempt(session: Session, claimed: Claimed, **values: Any) -> None:
-    statement = (
-        update(Attempt)
-        .where(Attempt.id == claimed.attempt_id, Attempt.status == AttemptStatus.RUNNING)
-        .values(**values)
-        .execution_options(synchronize_session=False)
-    )
-    if changed(session, statement) == 0:
+    table = table_of(Attempt)
+    running = (table.c.id == claimed.attempt_id) & (table.c.status == AttemptStatus.RUNNING)
+    if changed(session, update(table).where(running).values(**values)) == 0:
         raise StaleAttempt(f"attempt {claimed.number} at {claimed.name} is over: a newer one may have begun")
 
 
@@ -271,13 +274,16 @@ def fenced(session: Session, stage_id: StageId, number: int) -> None:
 
     Every write of a running stage goes behind this in the same transaction.
     """
-    current = session.execute(
-        select(Stage.attempt)
-        .where(Stage.id == stage_id, Stage.attempt == number, Stage.status == StageStatus.RUNNING)
-        .with_for_update(read=True)
-    ).one_or_none()
-    if current is None:
+    if session.execute(_FENCE, {"stage": stage_id, "attempt": number}).one_or_none() is None:
         raise _stale(number)
+
+
+_FENCE = (
+    select(Stage.attempt)
+    .where(Stage.id == bindparam("stage"), Stage.attempt == bindparam("attempt"))
+    .where(Stage.status == StageStatus.RUNNING)
+    .with_for_update(read=True)
+)
 
 
 def _stale(number: int) -> StaleAttempt:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
+    Table,
     Text,
     UniqueConstraint,
     Uuid,
@@ -70,6 +71,13 @@ class Base(DeclarativeBase):
         list[Any]: Json,
         str: String(255),
     }
+
+
+def table_of(row_type: type[Base]) -> Table:
+    """The table behind a class, for statements that need no objects and are run often."""
+    table = row_type.__table__
+    assert isinstance(table, Table)
+    return table
 
 
 class Spec(Base):

@@ -15,7 +15,7 @@ from sqlalchemy import CursorResult, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
-from engine.store.tables import Attempt, Run, Stage
+from engine.store.tables import Attempt, Run, Stage, table_of
 
 
 class RunStatus(StrEnum):
@@ -111,13 +111,11 @@ def move(
     for status in expect:
         if to not in ALLOWED[row_type][status]:
             raise ValueError(f"{row_type.__name__} never moves from {status} to {to}")
-    statement = (
-        update(row_type)
-        .where(row_type.id == row_id, row_type.status.in_([str(status) for status in expect]), *where)
-        .values(status=str(to), **values)
-        .execution_options(synchronize_session=False)
+    table = table_of(row_type)  # the table and not the class: a third of the cost
+    statement = update(table).where(
+        table.c.id == row_id, table.c.status.in_([str(status) for status in expect]), *where
     )
-    return changed(session, statement) == 1
+    return changed(session, statement.values(status=str(to), **values)) == 1
 
 
 def changed(session: Session, statement: Any) -> int:

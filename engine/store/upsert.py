@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 def insert(session: Session, table: Any) -> Any:
     """An `insert` of the session's dialect, which has `on_conflict_do_update` and `on_conflict_do_nothing`."""
+    target = getattr(table, "__table__", table)
     if session.get_bind().dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)
+        return postgresql.insert(target)
+    return sqlite.insert(target)
