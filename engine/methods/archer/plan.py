@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from engine.methods.archer.config import Archer
+from engine.methods.dialogue.plan import three_stages
 from engine.plan.stage import Stage
 from engine.spec.experiment import Experiment
 
 
 def stages(experiment: Experiment) -> list[Stage]:
     """The plan of an ArCHer experiment."""
-    reads = ("dataset", "algorithm", "evaluation", "model")
-    return [
-        Stage(name="model", kind="lm.prepare", run="engine.lm.warmup:prepare", reads=("model", "dataset")),
-        Stage(
-            name="train",
-            kind="archer.train",
-            run="engine.methods.archer.stages:train",
-            reads=reads,
-            inputs={"model": "model"},
-        ),
-        Stage(
-            name="evaluate",
-            kind="archer.evaluate",
-            run="engine.methods.archer.stages:evaluate",
-            reads=reads,
-            inputs={"model": "model", "train": "train"},
-        ),
-    ]
+    return three_stages(
+        kind="archer.train",
+        train="engine.methods.archer.stages:train",
+        evaluate="engine.methods.archer.stages:evaluate",
+        evaluates="archer.evaluate",
+    )
 
 
 def tiny(config: Archer) -> Archer:

@@ -10,7 +10,7 @@ from engine.methods.archer.trainer import ArcherTrainer, valuer
 from engine.methods.dialogue.course import Course
 from engine.methods.dialogue.final import Contestant, evaluate_all, trained_models
 from engine.methods.dialogue.improve import Reference, TokenLearner, TokenRule
-from engine.methods.dialogue.models import Loader, games, learner, speakers
+from engine.methods.dialogue.models import Loader, games, speakers
 from engine.runtime.context import StageContext
 from engine.runtime.seeds import derive
 
@@ -41,7 +41,7 @@ def _ranker(loader: Loader, tokenizer: object, config: Archer, seed: int) -> Ran
     critic = loader.head(tokenizer, outputs=OUTPUTS[config.ranker.critic])
     if config.ranker.critic == "qv":
         spread_twins(critic, derive(seed, "critic"))
-    optimiser = learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip)
+    optimiser = loader.learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip)
     return Ranker(critic, optimiser, config.ranker, gamma=config.discount)
 
 
@@ -50,10 +50,10 @@ def _generator(loader: Loader, policy: Policy, config: Archer) -> TokenLearner:
     value = None
     if update.algorithm == "ppo" and update.value_net:
         net = loader.head(policy.tokenizer)
-        value = (net, learner(net, lr=update.value_lr, grad_clip=update.grad_clip))
+        value = (net, loader.learner(net, lr=update.value_lr, grad_clip=update.grad_clip))
     return TokenLearner(
         policy,
-        learner(policy.model, lr=update.lr, grad_clip=update.grad_clip),
+        loader.learner(policy.model, lr=update.lr, grad_clip=update.grad_clip),
         update=update,
         rule=TokenRule(update.algorithm, gamma=config.discount, lam=update.lam, clip=update.clip),
         reference=Reference(policy, fresh_adapters=loader.fresh_adapters) if update.kl > 0 else None,
@@ -71,7 +71,7 @@ def evaluate(ctx: StageContext) -> None:
     critic = load_head(folder / "ranker", policy.tokenizer, device=ctx.device, dtype=loader.dtype)
     ranker = Ranker(
         critic,
-        learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip),
+        loader.learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip),
         config.ranker,
         gamma=config.discount,
     )

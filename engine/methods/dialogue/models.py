@@ -13,7 +13,7 @@ from engine.errors import SpecError
 from engine.lm.heads import ScalarHead, new_head
 from engine.lm.hf import HFSampler
 from engine.lm.learner import Learner, LearnerSettings
-from engine.lm.policy import LoraSettings, Policy, load_policy
+from engine.lm.policy import DTYPES, LoraSettings, Policy, load_policy
 from engine.lm.reference import Source
 from engine.lm.warmup import source_of
 from engine.methods.dialogue.environment import Game, Item
@@ -29,6 +29,7 @@ class Loader:
         self.source: Source = source_of(ctx.inputs["model"])
         lora = ctx.config["model"].get("lora")
         self.lora = None if lora is None else _lora(lora)
+        self._numbers = number_format(ctx.config.get("hardware", {}).get("precision", "auto"), ctx.device)
 
     def policy(self, source: Source | None = None) -> Policy:
         """The policy, trainable."""
@@ -40,9 +41,13 @@ class Loader:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Half precision is for adapters on a GPU; whatever is trained in full stays in float32."""
-        half = self._device.startswith("cuda") and self.lora is not None
-        return torch.bfloat16 if half else torch.float32
+        """Of loaded weights: the run's precision below adapters; whatever is trained in full stays in float32."""
+        return torch.float32 if self.lora is None else self._numbers
+
+    def learner(self, module: torch.nn.Module, *, lr: float, grad_clip: float | None) -> Learner:
+        """Adam on everything trainable in `module`, its forward passes in the run's precision."""
+        precision = self._numbers if self.lora is None else torch.float32
+        return Learner(module, LearnerSettings(lr=lr, clip_norm=grad_clip), precision=precision)
 
     def head(self, tokenizer: Any, *, outputs: int = 1) -> ScalarHead:
         """A new critic or value network on a copy of the same trunk."""
@@ -54,9 +59,13 @@ class Loader:
         return self.lora is not None and not self.source.is_adapter()
 
 
-def learner(module: torch.nn.Module, *, lr: float, grad_clip: float | None) -> Learner:
-    """Adam on everything trainable in `module`."""
-    return Learner(module, LearnerSettings(lr=lr, clip_norm=grad_clip))
+def number_format(precision: str, device: str) -> torch.dtype:
+    """What `hardware.precision` means on a device. Raises SpecError for float16, which would need loss scaling."""
+    if precision == "float16":
+        raise SpecError("hardware.precision: float16 needs loss scaling, which rlx does not do: write bfloat16")
+    if precision == "auto":
+        precision = "bfloat16" if device.startswith("cuda") else "float32"
+    return DTYPES[precision]
 
 
 def games(ctx: StageContext, policy: Policy, names: Sequence[str] | None = None) -> dict[str, Game]:

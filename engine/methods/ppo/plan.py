@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.methods.dialogue.plan import three_stages
 from engine.methods.ppo.config import PPO
 from engine.plan.stage import Stage
 from engine.spec.experiment import Experiment
@@ -9,24 +10,11 @@ from engine.spec.experiment import Experiment
 
 def stages(experiment: Experiment) -> list[Stage]:
     """The plan of a ppo experiment."""
-    reads = ("dataset", "algorithm", "evaluation", "model")
-    return [
-        Stage(name="model", kind="lm.prepare", run="engine.lm.warmup:prepare", reads=("model", "dataset")),
-        Stage(
-            name="train",
-            kind="ppo.train",
-            run="engine.methods.ppo.stages:train",
-            reads=reads,
-            inputs={"model": "model"},
-        ),
-        Stage(
-            name="evaluate",
-            kind="dialogue.evaluate",
-            run="engine.methods.dialogue.final:evaluate",
-            reads=reads,
-            inputs={"model": "model", "train": "train"},
-        ),
-    ]
+    return three_stages(
+        kind="ppo.train",
+        train="engine.methods.ppo.stages:train",
+        evaluate="engine.methods.dialogue.final:evaluate",
+    )
 
 
 def tiny(config: PPO) -> PPO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.methods.dialogue.course import Course
 from engine.methods.dialogue.improve import Reference, TokenLearner, TokenRule
-from engine.methods.dialogue.models import Loader, games, learner, speakers
+from engine.methods.dialogue.models import Loader, games, speakers
 from engine.methods.dialogue.token_trainer import TokenTrainer
 from engine.methods.ppo.config import PPO
 from engine.runtime.context import StageContext
@@ -23,11 +23,11 @@ def train(ctx: StageContext) -> None:
         speakers=speakers(policy, games(ctx, policy, ctx.config["evaluation"].get("splits"))),
         learner=TokenLearner(
             policy,
-            learner(policy.model, lr=config.lr, grad_clip=config.grad_clip),
+            loader.learner(policy.model, lr=config.lr, grad_clip=config.grad_clip),
             update=config,
             rule=TokenRule("ppo", gamma=config.discount, lam=config.lam, clip=config.clip),
             reference=Reference(policy, fresh_adapters=loader.fresh_adapters) if config.kl > 0 else None,
-            value=(value, learner(value, lr=config.value_lr, grad_clip=config.grad_clip)),
+            value=(value, loader.learner(value, lr=config.value_lr, grad_clip=config.grad_clip)),
         ),
         credit=lambda scores: scores,
     )

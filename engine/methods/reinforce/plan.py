@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.methods.dialogue.plan import three_stages
 from engine.methods.reinforce.config import Reinforce
 from engine.plan.stage import Stage
 from engine.spec.experiment import Experiment
@@ -9,24 +10,11 @@ from engine.spec.experiment import Experiment
 
 def stages(experiment: Experiment) -> list[Stage]:
     """The plan of a reinforce experiment."""
-    reads = ("dataset", "algorithm", "evaluation", "model")
-    return [
-        Stage(name="model", kind="lm.prepare", run="engine.lm.warmup:prepare", reads=("model", "dataset")),
-        Stage(
-            name="train",
-            kind="reinforce.train",
-            run="engine.methods.reinforce.stages:train",
-            reads=reads,
-            inputs={"model": "model"},
-        ),
-        Stage(
-            name="evaluate",
-            kind="dialogue.evaluate",
-            run="engine.methods.dialogue.final:evaluate",
-            reads=reads,
-            inputs={"model": "model", "train": "train"},
-        ),
-    ]
+    return three_stages(
+        kind="reinforce.train",
+        train="engine.methods.reinforce.stages:train",
+        evaluate="engine.methods.dialogue.final:evaluate",
+    )
 
 
 def tiny(config: Reinforce) -> Reinforce:

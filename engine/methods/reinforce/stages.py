@@ -6,7 +6,7 @@ from functools import partial
 
 from engine.methods.dialogue.course import Course
 from engine.methods.dialogue.improve import Reference, TokenLearner, TokenRule
-from engine.methods.dialogue.models import Loader, games, learner, speakers
+from engine.methods.dialogue.models import Loader, games, speakers
 from engine.methods.dialogue.token_trainer import TokenTrainer
 from engine.methods.reinforce.config import Reinforce
 from engine.methods.reinforce.losses import centred
@@ -25,7 +25,7 @@ def train(ctx: StageContext) -> None:
         speakers=speakers(policy, games(ctx, policy, ctx.config["evaluation"].get("splits"))),
         learner=TokenLearner(
             policy,
-            learner(policy.model, lr=config.lr, grad_clip=config.grad_clip),
+            loader.learner(policy.model, lr=config.lr, grad_clip=config.grad_clip),
             update=config,
             rule=TokenRule("reinforce", gamma=config.discount),
             reference=Reference(policy, fresh_adapters=loader.fresh_adapters) if config.kl > 0 else None,
