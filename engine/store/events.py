@@ -10,7 +10,8 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from engine.store.tables import Event, RunId, table_of
+from engine.store.columns import table_of
+from engine.store.tables import Event, RunId
 from engine.store.values import storable_json, storable_text
 
 _ADD = insert(table_of(Event))

@@ -14,8 +14,9 @@ from uuid import UUID
 from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
+from engine.store.columns import table_of
 from engine.store.session import Database
-from engine.store.tables import Outbox, Stage, StageId, table_of
+from engine.store.tables import Outbox, Stage, StageId
 from engine.store.transitions import StageStatus
 
 _ADD = insert(table_of(Outbox))

@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session
 from engine.errors import Cause, StaleAttempt
 from engine.store import artifacts, events, outbox
 from engine.store.artifact_store import StoredArtifact
+from engine.store.columns import table_of
 from engine.store.readiness import LockedRun, advance, lock_run
-from engine.store.tables import Attempt, Lease, RunId, Stage, StageId, table_of
+from engine.store.tables import Attempt, Lease, RunId, Stage, StageId
 from engine.store.transitions import AttemptStatus, StageStatus, move
 from engine.store.values import storable_json, storable_text
 

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 from engine.plan.hashing import cache_key
 from engine.plan.stage import Stage as PlannedStage
 from engine.store import artifacts, events, outbox
-from engine.store.tables import Artifact, Run, RunId, Stage, StageInput, table_of
+from engine.store.columns import table_of
+from engine.store.tables import Artifact, Run, RunId, Stage, StageInput
 from engine.store.transitions import ENDED, RunStatus, StageStatus, move
 
 _DEAD = (StageStatus.FAILED, StageStatus.CANCELLED)

@@ -79,7 +79,7 @@ def check(url: str) -> list[str]:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    from engine.store.tables import Base
+    from engine.store.tables import METADATA
 
     with _reading(url) as connection:
         if connection is None or (revision := stored_revision(connection)) is None:
@@ -87,7 +87,7 @@ def check(url: str) -> list[str]:
         if revision not in known_revisions():
             return [explain(revision)]
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        return [_line(difference) for difference in compare_metadata(context, Base.metadata)]
+        return [_line(difference) for difference in compare_metadata(context, METADATA)]
 
 
 def _line(difference: object) -> str:

@@ -20,9 +20,10 @@ from sqlalchemy.orm import Session
 from engine.errors import Refused, StaleAttempt
 from engine.plan.stage import Resources
 from engine.store import artifacts, events
+from engine.store.columns import table_of
 from engine.store.outcomes import BACK_OFF_S, Expired, Outcome, expire, finish, lose
 from engine.store.readiness import advance, input_artifacts, lock_run_of, take_from_cache
-from engine.store.tables import Attempt, Checkpoint, Lease, Run, RunId, Stage, StageId, WorkerId, table_of
+from engine.store.tables import Attempt, Checkpoint, Lease, Run, RunId, Stage, StageId, WorkerId
 from engine.store.transitions import AttemptStatus, RunStatus, StageStatus, changed, move
 from engine.store.values import storable_text
 

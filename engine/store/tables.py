@@ -6,78 +6,18 @@ mapped, so that no page or command loads rows by accident.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any, ClassVar, NewType
+from datetime import datetime
+from typing import Any, NewType
 from uuid import UUID
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    DateTime,
-    Float,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    Uuid,
-)
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, String, Text, UniqueConstraint, Uuid
+from sqlalchemy.orm import Mapped, mapped_column
+
+from engine.store.columns import Base, BigId
 
 RunId = NewType("RunId", UUID)
 StageId = NewType("StageId", UUID)
 WorkerId = NewType("WorkerId", UUID)
-
-Json = JSON().with_variant(JSONB(), "postgresql")
-BigId = BigInteger().with_variant(Integer(), "sqlite")
-"""SQLite only numbers rows by itself for a column of plain INTEGER."""
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """Aware UTC in and out; SQLite stores it naive."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        if value is not None and value.tzinfo is None:
-            raise ValueError("times in the store are aware; this one has no time zone")
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        datetime: UtcDateTime,
-        dict[str, Any]: Json,
-        list[Any]: Json,
-        str: String(255),
-    }
-
-
-def table_of(row_type: type[Base]) -> Table:
-    """The table behind a class, for statements that need no objects and are run often."""
-    table = row_type.__table__
-    assert isinstance(table, Table)
-    return table
 
 
 class Spec(Base):
@@ -406,3 +346,7 @@ class Lock(Base):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     owner: Mapped[str]
     expires_at: Mapped[datetime]
+
+
+METADATA = Base.metadata
+"""All of the above, for migrations and for the check that they lead here."""

@@ -15,7 +15,8 @@ from sqlalchemy import CursorResult, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
-from engine.store.tables import Attempt, Run, Stage, table_of
+from engine.store.columns import table_of
+from engine.store.tables import Attempt, Run, Stage
 
 
 class RunStatus(StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
 
@@ -12,5 +12,7 @@ def insert(session: Session, table: Any) -> Any:
     """An `insert` of the session's dialect, which has `on_conflict_do_update` and `on_conflict_do_nothing`."""
     target = getattr(table, "__table__", table)
     if session.get_bind().dialect.name == "postgresql":
+        from sqlalchemy.dialects import postgresql  # here: SQLite's users need not pay for it
+
         return postgresql.insert(target)
     return sqlite.insert(target)

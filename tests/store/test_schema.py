@@ -12,13 +12,13 @@ from engine.errors import NotFound, Refused, Unreachable
 from engine.settings import Settings
 from engine.store import schema
 from engine.store.session import Database, open_database
-from engine.store.tables import Base
+from engine.store.tables import METADATA
 
 
 def test_the_migrations_lead_to_exactly_the_tables_we_map(db: Database) -> None:
     assert schema.check(db.url) == []
     with db.engine.connect() as connection:
-        assert set(inspect(connection).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
+        assert set(inspect(connection).get_table_names()) == {*METADATA.tables, "alembic_version"}
 
 
 def test_the_newest_revision_is_the_one_the_code_asks_for() -> None:
