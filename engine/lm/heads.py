@@ -7,20 +7,23 @@ method's business.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, TaskType, get_peft_model
+from peft import PeftModel, TaskType
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging as transformers_logging
 
 from engine.errors import ModelError
 from engine.lm.encode import encode
 from engine.lm.lean import unwrap
 from engine.lm.packing import Pack
-from engine.lm.policy import LoraSettings
+from engine.lm.policy import LoraSettings, adapted
 from engine.lm.reference import Source, translated_errors
 
 
@@ -63,7 +66,7 @@ def new_head(
     With `lora`, adapters and the head are trained and the rest is frozen.
     """
     source = source if isinstance(source, Source) else Source(str(source))
-    with translated_errors(source):
+    with translated_errors(source), _quiet():
         model: Any = AutoModelForSequenceClassification.from_pretrained(
             source.path, num_labels=outputs, dtype=dtype, **source.options()
         )
@@ -71,7 +74,7 @@ def new_head(
     with torch.no_grad():
         model.score.weight.zero_()
     if lora is not None:
-        model = get_peft_model(model, lora.peft_config(TaskType.SEQ_CLS, modules_to_save=("score",)))
+        model = adapted(model, lora.peft_config(TaskType.SEQ_CLS, modules_to_save=("score",)))
     model.to(device)
     model.eval()
     return ScalarHead(model, tokenizer)
@@ -86,7 +89,7 @@ def load_head(
 ) -> ScalarHead:
     """A head that `ScalarHead.save` wrote, equal to what was saved. Raises ModelError."""
     source = Source(str(folder))
-    with translated_errors(source):
+    with translated_errors(source), _quiet():
         if source.is_adapter():
             base = AutoModelForSequenceClassification.from_pretrained(
                 source.adapter_base(), num_labels=_saved_outputs(Path(source.path)), dtype=dtype
@@ -97,6 +100,17 @@ def load_head(
     model.to(device)
     model.eval()
     return ScalarHead(model, tokenizer)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's report that the head is missing from the checkpoint: it is new, and meant to be."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _saved_outputs(folder: Path) -> int:

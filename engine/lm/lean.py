@@ -57,9 +57,15 @@ def supports(model: nn.Module) -> bool:
         and config.attention_dropout == 0.0
         and config.rope_parameters["rope_type"] in _ROPES
         and all(kind == "full_attention" for kind in layer_types)
-        and (layer_types or getattr(config, "sliding_window", None) is None)
+        and (layer_types or _sees_all(config))
         and all(type(module) in (nn.Linear, LoraLinear) for module in projections(base))
     )
+
+
+def _sees_all(config: Any) -> bool:
+    """Whether no sliding window hides a token from another that the model can hold beside it."""
+    window = getattr(config, "sliding_window", None)
+    return window is None or window >= config.max_position_embeddings
 
 
 def projections(base: Any) -> list[nn.Module]:

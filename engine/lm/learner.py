@@ -134,8 +134,10 @@ class Learner:
         if set(state["weights"]) != set(self._named):
             odd = sorted(set(state["weights"]) ^ set(self._named))
             raise ResumeError(f"the checkpoint and the model disagree about trainable weights: {', '.join(odd[:5])}")
-        if state["moments"] and set(state["moments"]) - set(self._named):
+        if set(state["moments"]) - set(self._named):
             raise ResumeError("the checkpoint has optimiser moments of weights that the model does not train")
+        if state["steps"] and (missing := sorted(set(self._named) - set(state["moments"]))):
+            raise ResumeError(f"the optimiser's moments of {', '.join(missing[:5])} are missing from the checkpoint")
         with torch.no_grad():
             for name, parameter in self._named.items():
                 if parameter.shape != state["weights"][name].shape:

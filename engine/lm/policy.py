@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from engine.errors import ModelError
 from engine.lm import chat
 from engine.lm.reference import Source, translated_errors
 
@@ -48,6 +49,14 @@ class LoraSettings:
             modules_to_save=list(modules_to_save) or None,
             task_type=task,
         )
+
+
+def adapted(model: Any, config: LoraConfig) -> Any:
+    """The model with fresh adapters, the rest of it frozen. Raises ModelError where PEFT does not know how."""
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"model.lora does not fit {type(model).__name__}: {error}") from error
 
 
 @dataclass
@@ -112,7 +121,7 @@ def load_policy(
         else:
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **source.options())
     if lora is not None and not isinstance(model, PeftModel):
-        model = get_peft_model(model, lora.peft_config(TaskType.CAUSAL_LM))
+        model = adapted(model, lora.peft_config(TaskType.CAUSAL_LM))
     chat.ensure_template(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -38,14 +38,16 @@ def parse(name: str, *, base: Path | None = None) -> Reference:
     if name.startswith("tiny:"):
         return Reference("tiny", name.removeprefix("tiny:"))
     if name.startswith("run:"):
-        handle, _, label = name.removeprefix("run:").partition("@")
-        if not handle:
+        last, rest = ("@", name[5:]) if name.startswith("run:@") else ("", name[4:])  # run:@last@best
+        handle, _, label = rest.partition("@")
+        handle = last + handle
+        if handle in ("", "@"):
             raise ModelError(f"{name!r} names no run; write run:<handle>@<label>, such as run:best-lang-1@best.")
         return Reference("run", handle, label or "best")
     path = Path(name).expanduser()
     if base is not None and not path.is_absolute():
         path = base / path
-    if path.is_dir():
+    if name and path.is_dir():
         return Reference("path", str(path))
     if name.startswith((".", "/", "~")) or not _HUB.match(name):
         raise ModelError(

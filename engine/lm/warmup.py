@@ -43,25 +43,28 @@ class Example:
     own: list[bool]
 
 
-def prepare(ctx: StageContext) -> None:
-    """Make or resolve the model of the spec; see the module."""
+def prepare(ctx: StageContext, tasks: Sequence[Task] | None = None) -> None:
+    """Make or resolve the model of the spec; see the module.
+
+    `tasks` are the training items where the dataset block only names a file or a hub dataset: reading those
+    is the caller's business.
+    """
     model = Model.model_validate_json(json.dumps(ctx.config["model"]))
     reference, dataset = parse(model.name), ctx.config["dataset"]
+    if reference.kind in ("scratch", "tiny"):
+        tasks = tasks_of(dataset) if tasks is None else tasks
     if reference.kind == "scratch":
-        if model.warmup is None:
-            raise SpecError(
-                f"model.name is {model.name}: a scratch model needs model.warmup, the text it first learns."
-            )
-        train_scratch(ctx, reference.name, model.warmup, tasks_of(dataset), system=dataset["system_prompt"])
+        train_scratch(ctx, reference.name, model.warmup, tasks or (), system=dataset["system_prompt"])
         return
     if reference.kind == "tiny":
-        opening = [task.user for task in tasks_of(dataset)]
-        tiny.build(reference.name, opening, seed=derive(ctx.seed, "tiny")).save(ctx.output_dir)
+        texts = [task.user for task in tasks or ()]
+        tiny.build(reference.name, texts, seed=derive(ctx.seed, "tiny")).save(ctx.output_dir)
         return
     path = ctx.extra.get("model_path", reference.name)
     if reference.kind == "run" and "model_path" not in ctx.extra:
         raise ModelError(f"{model.name}: the checkpoint was not resolved to a directory when the run was submitted.")
-    write_reference(ctx.output_dir, Source(str(path), reference.label, model.trust_remote_code))
+    revision = reference.label if reference.kind == "hub" else None
+    write_reference(ctx.output_dir, Source(str(path), revision, model.trust_remote_code))
 
 
 def write_reference(folder: Path, source: Source) -> None:

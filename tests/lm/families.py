@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -12,6 +13,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -65,6 +67,17 @@ def _gpt2(vocab: int) -> Any:
 
 LEAN = {"llama": _llama, "llama3": _llama3, "qwen2": _qwen2, "mistral": _mistral}
 OTHER = {"sliding": _sliding, "gpt2": _gpt2}
+ADAPTABLE = [(family, lora) for family in (*LEAN, *OTHER) for lora in (False, True) if (family, lora) != ("gpt2", True)]
+"""Families with and without LoRA; GPT-2 has none of the projections that the fixture adapts."""
+
+
+def word_tokenizer() -> Any:
+    """A tokenizer of whole words, which is not byte-level and has no special tokens."""
+    words = ["[UNK]", "two", "words", "a", "b", "c", "leading"]
+    backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", clean_up_tokenization_spaces=False)
 
 
 class ScriptedStops:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from engine.lm.chat import decode
 from engine.lm.detokenise import Detokeniser, WindowRow
+from tests.lm.families import word_tokenizer
 
 
 def test_pieces_of_any_tokens_join_to_their_decode(tokenizer):
@@ -62,11 +61,7 @@ def test_special_tokens_are_kept(tokenizer):
 
 @pytest.mark.parametrize("text", ["two words", " leading", "a b  c", ""])
 def test_a_tokenizer_of_words_goes_through_the_window(text):
-    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "two": 1, "words": 2, "a": 3, "b": 4, "c": 5, "leading": 6}))
-    backend.model.unk_token = "[UNK]"
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.decoder = decoders.WordPiece(cleanup=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", clean_up_tokenization_spaces=False)
+    tokenizer = word_tokenizer()
     row = Detokeniser(tokenizer).open()
 
     ids = tokenizer.encode(text, add_special_tokens=False)

@@ -11,7 +11,7 @@ from engine.lm.hf import HFSampler
 from engine.lm.lean_decoder import LeanDecoder
 from engine.lm.noise import NoiseKey
 from engine.lm.sampler import SamplingParams
-from tests.lm.families import LEAN, OTHER, TEXT, ScriptedStops
+from tests.lm.families import ADAPTABLE, LEAN, OTHER, TEXT, ScriptedStops
 
 FAMILIES = [*LEAN, *OTHER]
 PARAMS = SamplingParams(max_new_tokens=10)
@@ -79,11 +79,8 @@ def test_the_lean_path_says_what_the_models_own_forward_says(make_policy, family
     assert_same(lean_path, own_path)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "lora"), ADAPTABLE)
 def test_log_probs_are_those_of_a_plain_forward(make_policy, family, lora):
-    if lora and family == "gpt2":
-        pytest.skip("the fixture adapts projections that GPT-2 does not have")
     policy = make_policy(family, lora=lora)
     prompts = prompts_of(policy)
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from engine.lm import packing
 from engine.lm.encode import encode, hidden_states
 from engine.lm.packing import pack
-from tests.lm.families import LEAN, OTHER
+from tests.lm.families import ADAPTABLE
 
 TOKENS = st.integers(5, 9)  # few, so that beginnings collide
 STATES = st.lists(
@@ -61,11 +61,8 @@ def test_any_tree_reads_as_its_sequences_alone(make_policy, monkeypatch, family,
 
 
 @pytest.mark.parametrize("dense", [0, 10_000])
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("family", [*LEAN, *OTHER])
+@pytest.mark.parametrize(("family", "lora"), ADAPTABLE)
 def test_every_family_reads_a_tree_as_its_sequences_alone(make_policy, monkeypatch, family, lora, dense):
-    if lora and family == "gpt2":
-        pytest.skip("the fixture adapts projections that GPT-2 does not have")
     monkeypatch.setattr(packing, "_DENSE", dense)
     prefixes = [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3], [1, 2, 3, 4, 9, 9, 9, 9, 9, 9, 9, 9], [8]]
     candidates = [[[4, 5, 6], [4, 5], [7]], [[4, 5, 6, 7], [9, 9]], [[1] * 9], [[2], [3, 3]]]

@@ -7,8 +7,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.errors import ModelError
-from engine.lm.tiny import build, family
+from engine.lm.heads import new_head
+from engine.lm.hf import HFSampler
+from engine.lm.noise import NoiseKey
+from engine.lm.packing import pack
+from engine.lm.policy import LoraSettings, load_policy
+from engine.lm.sampler import SamplingParams
+from engine.lm.tiny import FAMILIES, build, family
 
+ADAPTED = {"phi3": ("qkv_proj",), "olmo2": ("q_proj",)}
+"""For families of which PEFT does not know what to adapt."""
 TEXTS = ["Create a list of 3 compiled programming languages."]
 
 
@@ -48,3 +56,17 @@ def test_a_directory_tells_its_family_by_its_config(tmp_path: Path) -> None:
 def test_a_name_that_tells_nothing_is_refused_with_the_families_there_are() -> None:
     with pytest.raises(ModelError, match=r"org/secret.*llama"):
         family("org/secret")
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in FAMILIES}))
+def test_every_familys_twin_samples_and_carries_adapters_and_a_head(name: str, tmp_path: Path) -> None:
+    build(name, TEXTS, seed=0).save(tmp_path)
+    policy = load_policy(tmp_path)
+    packed = pack([[1, 2, 3]], [[[4, 5], [6]]], want=("last",))
+
+    groups = HFSampler(policy).generate([[1, 2, 3], [4]], 2, SamplingParams(4), None, [NoiseKey(0), NoiseKey(1)])
+
+    assert all(len(completion.token_ids) == 4 for group in groups for completion in group)
+    assert not new_head(tmp_path, policy.tokenizer)(packed).any()
+    adapted = load_policy(tmp_path, lora=LoraSettings(target_modules=ADAPTED.get(family(name))))
+    assert 0 < sum(p.numel() for p in adapted.parameters()) < sum(p.numel() for p in policy.parameters())
