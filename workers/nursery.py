@@ -23,7 +23,7 @@ from typing import Any
 
 from workers import trees, wire
 
-NEEDED = ("torch", "workers.stage_process")
+NEEDED = ("torch", "numpy.random", "workers.stage_process")
 """What every stage's process runs on."""
 
 PRELOADED = (
@@ -95,17 +95,19 @@ class Nursery:
                 name = self._children.pop(pid, None)
                 if name is None:
                     continue  # an orphan of an earlier stage, ended at last
-                trees.kill_tree(pid)  # whom the stage left behind in its session
-                self._end_orphans(name)
+                self._end_family(pid, name)
                 wire.send(self._channel, {"exited": name, "status": os.waitstatus_to_exitcode(status)})
 
-    def _end_orphans(self, name: str) -> None:
-        """End what the stage left behind in sessions of its own: it is our child now.
+    def _end_family(self, leader: int, name: str) -> None:
+        """End whom a stage left behind: in its session, and in sessions of their own, which are our children now.
 
-        It carries the stage's mark, unless it wiped its environment; without a mark it is ended once no other
-        stage is here that it could belong to.
+        The latter carry the stage's mark, unless they wiped their environment; those without a mark are ended once
+        no other stage is here that they could belong to.
         """
-        for pid in trees.children(os.getpid()) - set(self._children):
+        entries = trees.table()
+        if trees.members(leader, entries):
+            trees.kill_tree(leader)
+        for pid in trees.children(os.getpid(), entries) - set(self._children):
             mark = trees.marked(pid, MARK)
             if mark == name or (mark is None and not self._children):
                 trees.kill_tree(pid)

@@ -6,9 +6,12 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from engine.store.processes import process_started
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -58,18 +61,18 @@ def table() -> dict[int, Entry]:
     return found
 
 
-def members(leader: int) -> set[int]:
+def members(leader: int, entries: Mapping[int, Entry] | None = None) -> set[int]:
     """Living processes in `leader`'s session, and everything below them, itself included where it lives."""
-    entries = table()
+    entries = table() if entries is None else entries
     found = {pid for pid, entry in entries.items() if entry.session == leader or pid == leader}
     while grown := {pid for pid, entry in entries.items() if entry.parent in found} - found:
         found |= grown
     return found
 
 
-def children(parent: int) -> set[int]:
+def children(parent: int, entries: Mapping[int, Entry] | None = None) -> set[int]:
     """Living processes whose parent is `parent`."""
-    return {pid for pid, entry in table().items() if entry.parent == parent}
+    return {pid for pid, entry in (table() if entries is None else entries).items() if entry.parent == parent}
 
 
 def kill_tree(leader: int) -> None:
@@ -78,9 +81,15 @@ def kill_tree(leader: int) -> None:
     What is in an uninterruptible wait is given a few seconds; the signal is pending on it then.
     """
     deadline = time.monotonic() + _PATIENCE_S
-    while (alive := members(leader)) and time.monotonic() < deadline:
+    doomed: dict[int, float] = {}  # with their start times: one whose parent has ended is no longer found below it
+    while time.monotonic() < deadline:
+        found = members(leader)
+        doomed |= {pid: began for pid in found if (began := process_started(pid)) is not None}
+        doomed = {pid: began for pid, began in doomed.items() if process_started(pid) == began}
+        if not doomed:
+            return
         for chosen in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: none can start another behind our back
-            for pid in alive:
+            for pid in doomed:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, chosen)
         time.sleep(0.001)

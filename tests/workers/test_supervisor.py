@@ -242,6 +242,7 @@ def test_draining_hands_the_stage_back_at_a_checkpoint(
     assert (stage.status, stage.failures) == ("ready", 0)
     assert _steps(db, stage_id)[-1] == 5
     deps.draining.clear()
+    gate.touch()
     supervise(stage_id, ("slot:0",), deps)
     assert total(db, run) == expected_total(seed=3, steps=9)
 
