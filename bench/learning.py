@@ -82,7 +82,8 @@ def submit(task: str, seeds: Sequence[int], home: Path, jobs: int) -> None:
     handles = []
     for seed in seeds:
         for spec, overrides in dict.fromkeys((arm.spec, arm.overrides) for arm in TASKS[task]):
-            command = [*rlx, "submit", spec, f"seed={seed}", "hardware.threads=1", *overrides, "--no-wait"]
+            command = [*rlx, "submit", spec, f"seed={seed}", "hardware.threads=1", "evaluation.every=2"]
+            command += [*overrides, "--no-wait"]
             done = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
             handles.append(done.stdout.strip())
     worker = subprocess.Popen([*rlx, "worker", "--slots", str(jobs)], cwd=ROOT, env=env)
