@@ -150,7 +150,8 @@ def curves(points: Sequence[Point], split: str) -> dict[str, dict[int, list[Poin
 
 def table(points: Sequence[Point], split: str) -> str:
     """Markdown: first and last score over seeds, and the median cost at which the threshold was first reached."""
-    head = f"| arm | seeds | untrained | final score (95 % over seeds) | {' | '.join(f'{a} to {THRESHOLD}' for a in AXES.values())} |"
+    costs = " | ".join(f"{name} to {THRESHOLD}" for name in AXES.values())
+    head = f"| arm | seeds | untrained | final score (95 % over seeds) | {costs} |"
     lines = [head, "|" + " --- |" * (4 + len(AXES))]
     best: dict[str, tuple[float, str]] = {}
     for arm, seeds in curves(points, split).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from engine.spec.base import Duration, SpecModel, complaint
 
@@ -53,6 +53,11 @@ class Hardware(SpecModel):
     """CPU threads of a stage; empty: a fair share."""
     stages: Mapping[str, StageHardware] = Field(default_factory=dict)
     """Exceptions by the stage's name."""
+
+    @field_serializer("stages")
+    def _only_what_was_said(self, stages: Mapping[str, StageHardware]) -> dict[str, dict[str, object]]:
+        """An exception is dumped without its defaults: read back, they would override the run's hardware."""
+        return {name: stage.model_dump(mode="json", exclude_unset=True) for name, stage in stages.items()}
 
     @model_validator(mode="after")
     def _device_fits(self) -> Hardware:

@@ -64,6 +64,16 @@ def test_hardware_reaches_every_stage_and_gives_way_to_the_stages_own() -> None:
     assert plan.stage("evaluate").resources == Resources(gpus=2, timeout_s=7200.0)
 
 
+def test_a_stored_spec_gives_the_same_resources_when_it_is_read_back() -> None:
+    first = experiment(hardware={"gpus": 2, "timeout": "2h", "stages": {"train": {"threads": 3}}})
+
+    again = type(first).model_validate_json(json.dumps(first.model_dump(mode="json")))
+
+    expected = Resources(gpus=2, timeout_s=7200.0, threads=3)
+    assert compile_plan(first, [train()]).stages[0].resources == expected
+    assert compile_plan(again, [train()]).stages[0].resources == expected
+
+
 def test_hardware_for_a_stage_that_is_not_there_names_the_nearest() -> None:
     with pytest.raises(SpecError, match=r"'trian'\. Did you mean 'train'"):
         compile_plan(experiment(hardware={"stages": {"trian": {"gpus": 1}}}), [train()])
