@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -76,23 +77,29 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def submit(task: str, seeds: Sequence[int], home: Path, jobs: int) -> None:
-    """Submit every spec of the task at every seed, and work them off with `jobs` slots."""
+    """Submit every spec of the task at every seed to a worker of `jobs` slots, and wait for all of them."""
     rlx = [str(Path(sys.executable).parent / "rlx")]
     env = environment(home)
-    handles = []
-    for seed in seeds:
-        for spec, overrides in dict.fromkeys((arm.spec, arm.overrides) for arm in TASKS[task]):
-            command = [*rlx, "submit", spec, f"seed={seed}", "hardware.threads=1", "evaluation.every=2"]
-            command += [*overrides, "--no-wait"]
-            done = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
-            handles.append(done.stdout.strip())
+    # The worker first: a submission that finds none alive would start one of its own.
     worker = subprocess.Popen([*rlx, "worker", "--slots", str(jobs)], cwd=ROOT, env=env)
     try:
+        while not json.loads(output([*rlx, "worker", "ls", "--json"], env)):
+            time.sleep(0.5)
+        handles = []
+        for seed in seeds:
+            for spec, overrides in dict.fromkeys((arm.spec, arm.overrides) for arm in TASKS[task]):
+                fixed = (f"seed={seed}", "hardware.threads=1", "evaluation.every=2")
+                handles.append(output([*rlx, "submit", spec, *fixed, *overrides, "--no-wait"], env).strip())
         for handle in handles:
             subprocess.run([*rlx, "watch", handle], cwd=ROOT, env=env, check=True)
     finally:
         worker.terminate()
         worker.wait(timeout=60)
+
+
+def output(command: Sequence[str], env: dict[str, str]) -> str:
+    """What a command printed."""
+    return subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def collect(task: str, home: Path) -> list[Point]:
