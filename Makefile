@@ -21,7 +21,8 @@ check: $(VENV)/.dev  ## lint, types, import contracts, migrations, shipped specs
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m engine.store.schema check
+	@home=$$(mktemp -d) && export RLX_HOME=$$home RLX_DATABASE_URL= && $(BIN)/rlx db upgrade && $(BIN)/rlx db check \
+	  && $(BIN)/rlx db downgrade base --yes && $(BIN)/rlx db upgrade && rm -rf $$home
 	@for spec in specs/*.yaml; do $(BIN)/rlx validate $$spec || exit 1; done
 	$(BIN)/rlx schema --markdown | diff -u docs/spec-reference.md -
 

@@ -82,6 +82,7 @@ def validate(
 def schema(
     method: Annotated[str | None, typer.Argument(help="List what `algorithm` may say for this method.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON Schema for METHOD too.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Every field of a spec, as a page.")] = False,
 ) -> None:
     """Print the JSON Schema of a spec, or what METHOD may say.
 
@@ -90,6 +91,11 @@ def schema(
     from engine.methods.registry import configs
     from engine.spec.schema import json_schema
 
+    if markdown:
+        from engine.spec.reference import reference_markdown
+
+        answer(reference_markdown(json_schema(configs())).rstrip("\n"))
+        return
     if method is None:
         answer_json(json_schema(configs()))
         return
