@@ -330,6 +330,8 @@ def _delete_queue(lab: Lab) -> None:
         channel = connection.default_channel
         channel.queue_delete(lab.queue)
         channel.exchange_delete(lab.queue)
+        if lab.settings.broker_url.startswith("redis"):
+            channel.client.delete(*(f"_kombu.{kind}.{lab.queue}" for kind in ("binding", "binding_permanent")))
 
 
 def test_a_worker_for_one_run_serves_every_queue_and_leaves_what_it_cannot_carry(lab: Lab) -> None:
