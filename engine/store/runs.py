@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from engine.errors import Refused
@@ -266,9 +266,3 @@ def _bury(session: Session, run_id: RunId, now: datetime, gone: Gone) -> bool:
         if child_gone and gone(host, worker_pid, worker_started):
             buried = lose(session, run_id, attempt_id, now=now) is not None or buried
     return buried
-
-
-def count_active(session: Session) -> int:
-    """How many runs have not ended."""
-    ended = [str(status) for status in ENDED[Run]]
-    return session.scalar(select(func.count()).select_from(Run).where(Run.status.not_in(ended))) or 0
