@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from engine.lm.draw import draw
 from engine.lm.heads import ScalarHead
-from engine.lm.noise import NoiseKey, uniforms
+from engine.lm.noise import NoiseKey, exponentials, words
 from engine.lm.policy import Policy
 from engine.lm.sampler import SamplingParams
 from engine.methods.archer.config import Archer
@@ -164,8 +164,8 @@ class SequentialArcher:
             row = out.logits[:, -1].float()
             logits[len(state) + len(tokens)] = row[0]
             key = NoiseKey(derive(self.seed, "play"), self._serial, self._turn)
-            number = uniforms([key], candidate + 1, len(tokens) + 1)[0, candidate, len(tokens)]
-            ids, logp = draw(row, torch.tensor([number]), params)
+            bits = words([key], candidate + 1, len(tokens) + 1)[len(tokens), candidate:]
+            ids, logp = draw(row, exponentials(bits, row.shape[-1]), params)
             tokens.append(int(ids))
             logps.append(float(logp))
             segment = self.policy.decode(tokens)

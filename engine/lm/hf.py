@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from engine.lm.decoders import Decoder, decoder_for
 from engine.lm.detokenise import Detokeniser, Row
 from engine.lm.draw import draw
-from engine.lm.noise import NoiseKey, uniforms
+from engine.lm.noise import NoiseKey, exponentials, words
 from engine.lm.policy import Policy
 from engine.lm.sampler import Completion, Finish, SamplingParams
 from engine.runtime.context import Stops
@@ -104,13 +103,14 @@ class HFSampler:
         owner = [distinct.setdefault(tuple(prompt), len(distinct)) for prompt in prompts for _ in range(n)]
         longest = max(row.budget for row in growing)
         device = self._policy.device
-        numbers: Tensor | None = None
-        if noise is not None and params.temperature > 0:
-            numbers = torch.from_numpy(uniforms(noise, n, longest).reshape(-1, longest).T.copy()).to(device)
+        bits = words(noise, n, longest) if noise is not None and params.temperature > 0 else None
         logits = self._decoder.start(list(distinct), owner, longest)
         alive = list(range(len(growing)))
         for position in range(longest):
-            ids, logps = draw(logits, None if numbers is None else numbers[position], params)
+            numbers = None
+            if bits is not None:
+                numbers = exponentials(bits[position, alive], logits.shape[-1]).to(device)
+            ids, logps = draw(logits, numbers, params)
             self._append(growing, alive, ids.tolist(), logps.tolist(), params, stops)
             kept = [k for k, row in enumerate(alive) if growing[row].finish is None]
             if not kept:
@@ -120,8 +120,6 @@ class HFSampler:
                 alive = [alive[k] for k in kept]
                 ids = ids[index]
                 self._decoder.keep(index)
-                if numbers is not None:
-                    numbers = numbers[:, index]
             logits = self._decoder.step(ids)
         self._decoder.finish([row.ids for row in growing])
 
