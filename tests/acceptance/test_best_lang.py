@@ -24,10 +24,10 @@ def rlx(tmp_path_factory: pytest.TempPathFactory) -> Rlx:
 def test_the_run_tells_its_status_scores_and_checkpoints(rlx: Rlx) -> None:
     shown = rlx.json("show", "best-lang-1")
 
-    assert shown["run"]["status"] == "succeeded"
+    assert shown["status"] == "succeeded"
     assert [stage["name"] for stage in shown["stages"]] == ["model", "train", "evaluate"]
     metrics = {(row["metric"], row["split"]) for row in shown["evaluations"]}
-    assert {("score", "train"), ("score/generator", "train"), ("untrained/score", "train")} <= metrics
+    assert {("score", "train"), ("final/score", "train"), ("final/untrained/score", "train")} <= metrics
     assert {"best", "latest"} <= {label for row in shown["checkpoints"] for label in row["labels"]}
 
 
@@ -56,9 +56,9 @@ def test_compare_names_the_one_difference_with_intervals_and_a_paired_test(rlx: 
     compared = rlx.json("compare", "best-lang-1", "best-lang-2")
 
     assert [difference["path"] for difference in compared["differences"]["spec"]] == ["seed"]
-    score = next(row for row in compared["metrics"] if row["metric"] == "score")
-    assert score["test"]["p_value"] > 0
-    assert score["test"]["low"] <= score["test"]["difference"] <= score["test"]["high"]
+    score = next(row for row in compared["metrics"] if row["metric"] == "final/score")
+    assert 0 < score["test"]["p_value"] <= 1
+    assert score["difference"]["low"] <= score["test"]["difference"] <= score["difference"]["high"]
     assert compared["verdict"] in {"better", "worse", "cannot tell"}
 
 
@@ -66,14 +66,14 @@ def test_an_evaluation_is_a_run_of_its_own(rlx: Rlx) -> None:
     handle = rlx("eval", "best-lang-1", "--runs-per-item", "3", "--wait").strip().splitlines()[0]
 
     shown = rlx.json("show", handle)
-    assert shown["run"]["status"] == "succeeded"
+    assert shown["status"] == "succeeded"
     assert {row["count"] for row in shown["evaluations"]} == {3}
 
 
 def test_the_gpu_specs_tiny_twin_runs_here_without_a_network(rlx: Rlx) -> None:
     handle = rlx("submit", "specs/best_lang_llama.yaml", "--tiny").strip()
 
-    assert rlx.json("show", handle)["run"]["status"] == "succeeded"
+    assert rlx.json("show", handle)["status"] == "succeeded"
 
 
 def test_a_resubmitted_spec_reuses_what_it_already_computed(rlx: Rlx) -> None:

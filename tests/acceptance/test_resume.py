@@ -66,7 +66,7 @@ def test_killed_and_resumed_ends_in_the_weights_of_an_undisturbed_run(tmp_path: 
     killed("resume", "best-lang-1")
 
     shown = killed.json("show", "best-lang-1")
-    assert shown["run"]["status"] == "succeeded"
+    assert shown["status"] == "succeeded"
     found, expected = weights(killed.home), weights(undisturbed.home)
     assert {Path(name).parts[0] for name in found} == {"best", "latest"}
     assert found == expected
