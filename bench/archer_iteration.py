@@ -49,7 +49,8 @@ LORA = LoraSettings(r=8, alpha=32, dropout=0.0)
 SEED = 7
 SOURCES = Sources(
     split_fn="def split_fn(output):\n    return sum(o for o in map(ord, output) if o < 128) % 12 == 0",
-    done_fn="def done_fn(text):\n    return sum(o for o in map(ord, text.split('assistant')[-1]) if o < 128) % 499 == 1",
+    done_fn="def done_fn(text):\n    text = text.split('assistant')[-1]\n"
+    "    return sum(o for o in map(ord, text) if o < 128) % 499 == 1",
     score_fn="def score_fn(text, answer):\n    return float(sum(o for o in map(ord, text) if o < 128) % 3 == 0)",
 )
 """Random text: an utterance has about a dozen tokens, as in the original's task, whatever the vocabulary. Only
@@ -147,9 +148,7 @@ def load(folder: Path) -> Models:
 def engine_side(config: Archer, models: Models, functions: FunctionHost, item: Item, seed: int) -> ArcherTrainer:
     """The engine's own trainer, as its stage assembles it."""
     policy, ranker, generator = models.policy, config.ranker, config.generator
-    game = Game(
-        [item], chat=policy, functions=functions, system="", max_tokens=config.episodes.max_tokens
-    )
+    game = Game([item], chat=policy, functions=functions, system="", max_tokens=config.episodes.max_tokens)
 
     def learner(module: torch.nn.Module, lr: float) -> Learner:
         return Learner(module, LearnerSettings(lr=lr, clip_norm=None))

@@ -133,9 +133,7 @@ class SequentialArcher:
                 self.rows.append(self._pending)
             with torch.no_grad():
                 tokens = [candidate.tokens for candidate in candidates]
-                values = self._timed(
-                    "ranking", lambda s=state, t=tokens: self._scores(self.critic, s, t).tolist()
-                )
+                values = self._timed("ranking", lambda s=state, t=tokens: self._scores(self.critic, s, t).tolist())
             rng = np.random.default_rng(derive(self.seed, "choice", self._decisions))
             self._decisions += 1
             explore, random = rng.random(1), rng.random(1)
@@ -279,8 +277,7 @@ class SequentialArcher:
             tokens = ids[:, : position + 1] if first else ids[:, position : position + 1]
             hidden = _body(model)(input_ids=tokens, past_key_values=cache, use_cache=True).last_hidden_state
             columns.append(_head(model)(hidden[:, -1]).squeeze(-1))
-        out = torch.cat([out[:, : positions.start], torch.stack(columns, dim=1), out[:, positions.stop :]], dim=1)
-        return out
+        return torch.cat([out[:, : positions.start], torch.stack(columns, dim=1), out[:, positions.stop :]], dim=1)
 
     @torch.no_grad()
     def _advantages(self, frozen: ScalarHead, step: Step) -> tuple[Tensor, Tensor, Tensor]:

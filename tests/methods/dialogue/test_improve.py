@@ -117,11 +117,15 @@ def logps_of(policy: Policy, groups: list[Group]) -> torch.Tensor:
 def test_a_value_network_learns_the_return(policy: Policy, model_dir: object, functions: FunctionHost) -> None:
     groups = sampled(policy, functions, rewards=(0.6, 0.6))
     learner = token_learner(policy, str(model_dir), kl=0.0, normalise=False)
+    # With a head at zero the return k tokens before the end is 0.6 · 0.95^k.
+    lengths = [len(t.tokens) for g in groups for t in g.trajectories]
+    by_hand = sum((0.6 * 0.95**k) ** 2 for n in lengths for k in range(n)) / sum(lengths)
+
     first = learner.improve(groups, np.random.default_rng(0))["value/loss"]
-    assert first == pytest.approx(0.36, abs=1e-4)  # a head at zero, and every return is 0.6
+    assert first == pytest.approx(by_hand, rel=1e-4)
     for _ in range(25):
         last = learner.improve(groups, np.random.default_rng(0))["value/loss"]
-    assert last < 0.05
+    assert last < first / 5
 
 
 def test_replies_are_read_but_are_nobodys_action(policy: Policy) -> None:
