@@ -25,6 +25,8 @@ PAPER: Mapping[str, Mapping[str, Any]] = {
 class ArcherEpisodes(Episodes):
     """How a dataset is played, and how much of it an iteration sees."""
 
+    environments: int = Field(8, ge=1)
+    """Episodes played at the same time, in one batch. They stay alive across iterations."""
     decisions: int = Field(4, ge=1)
     """Decisions of every environment in one iteration."""
 
@@ -43,7 +45,7 @@ class Replay(SpecModel):
 
     capacity: int = Field(4000, ge=1)
     """Transitions kept; the oldest leave first."""
-    min_fill: int = Field(128, ge=1)
+    min_fill: int = Field(256, ge=1)
     """Transitions collected with random choices before the first update."""
 
     @model_validator(mode="after")
@@ -57,7 +59,7 @@ class Target(SpecModel):
     """How the target network follows the critic."""
 
     kind: Literal["hard", "polyak"] = "hard"
-    every: int = Field(4, ge=1)
+    every: int = Field(1, ge=1)
     """Iterations between hard copies."""
     tau: float = Field(0.1, gt=0, le=1)
     """Polyak's step after each of the critic's optimiser steps."""
@@ -75,7 +77,7 @@ class Ranker(SpecModel):
     lr: float = Field(1e-3, gt=0)
     batch_size: int = Field(32, ge=1)
     """Transitions in one minibatch."""
-    updates: int = Field(8, ge=1)
+    updates: int = Field(32, ge=1)
     """Minibatches an iteration."""
     accumulate: int = Field(1, ge=1)
     """Minibatches per optimiser step."""
@@ -95,6 +97,10 @@ class Ranker(SpecModel):
 class Generator(PolicyUpdate):
     """The token level: the policy that proposes utterances, trained on what the critic thinks of them."""
 
+    lr: float = Field(1e-3, gt=0)
+    """AdamW's learning rate."""
+    kl: float = Field(0.1, ge=0)
+    """Weight of the exact KL divergence to the model that training started from."""
     mode: Literal["train", "frozen"] = "train"
     """`frozen` leaves the policy as it is and trains the ranker alone."""
     algorithm: Literal["ppo", "reinforce"] = "ppo"
@@ -109,7 +115,7 @@ class Generator(PolicyUpdate):
     """GAE's λ over the tokens of an utterance."""
     clip: float = Field(0.2, gt=0)
     """Half-width of PPO's trust region on the importance ratio."""
-    start_after: int = Field(10, ge=0)
+    start_after: int = Field(5, ge=0)
     """Iterations of the critic alone before the policy is first moved."""
     batch_size: int = Field(32, ge=1)
     """Replayed states an iteration, for `states: replay`."""
@@ -122,7 +128,7 @@ class Archer(SpecModel):
     name: Literal["archer"] = "archer"
     variant: Literal["recurve", "paper"] = "recurve"
     """Whose algorithm the defaults are."""
-    iterations: int = Field(40, ge=1)
+    iterations: int = Field(24, ge=1)
     discount: float = Field(1.0, gt=0, le=1)
     """γ, at both levels."""
     episodes: ArcherEpisodes = ArcherEpisodes()
