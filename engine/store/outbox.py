@@ -22,6 +22,7 @@ from engine.store.transitions import StageStatus
 _ADD = insert(table_of(Outbox))
 
 AGAIN_AFTER = timedelta(seconds=60)
+_LONGEST_PAUSE = timedelta(seconds=600)
 _TAKEN_FOR = timedelta(seconds=30)
 
 
@@ -92,8 +93,8 @@ def _settle(db: Database, sent: Collection[int], unsent: Collection[int]) -> Non
 def announce_again(session: Session, now: datetime, *, limit: int = 1000) -> int:
     """Announce once more what has been ready for a while and still is; the number of stages.
 
-    The pause doubles each time, so that a long queue of stages that merely wait for a free worker does not
-    fill the broker.
+    The pause doubles each time, up to ten minutes: a long queue of stages that merely wait for a free worker
+    does not fill the broker, and a message that the broker lost is never missed for longer than that.
     """
     rows = session.execute(
         select(Stage.id, Stage.queue, Stage.priority, Stage.ready_at)
@@ -103,7 +104,7 @@ def announce_again(session: Session, now: datetime, *, limit: int = 1000) -> int
         .limit(limit)
     ).all()
     for stage_id, queue, priority, ready_at in rows:
-        pause = max(AGAIN_AFTER, now - (ready_at or now))
+        pause = min(max(AGAIN_AFTER, now - (ready_at or now)), _LONGEST_PAUSE)
         session.execute(update(Stage).where(Stage.id == stage_id).values(announce_after=now + pause))
         announce(session, stage_id, queue=queue, priority=priority, due_at=now)
     return len(rows)
