@@ -118,7 +118,8 @@ def _byte_pieces(tokenizer: Any) -> list[bytes | str] | None:
         if index in added:
             pieces.append(added[index])
             continue
-        raw = bytes(table[char] for char in name) if name is not None else b""
+        known = name is not None and all(char in table for char in name)
+        raw = bytes(table[char] for char in name) if known else (name or "").encode()
         try:
             pieces.append(raw.decode("utf-8"))
         except UnicodeDecodeError:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.lm import lean
+from engine.errors import FunctionError
+from engine.lm import decoders, lean
 from engine.lm.decoders import CachedDecoder, decoder_for
 from engine.lm.hf import HFSampler
 from engine.lm.lean_decoder import LeanDecoder
 from engine.lm.noise import NoiseKey
+from engine.lm.policy import Policy
 from engine.lm.sampler import SamplingParams
-from tests.lm.families import ADAPTABLE, LEAN, OTHER, TEXT, ScriptedStops
+from tests.lm.families import ADAPTABLE, LEAN, OTHER, SIZES, TEXT, ScriptedStops
 
 FAMILIES = [*LEAN, *OTHER]
 PARAMS = SamplingParams(max_new_tokens=10)
@@ -256,3 +259,44 @@ def test_a_policy_in_training_mode_samples_without_dropout_and_stays_in_it(make_
 
     assert noisy == quiet
     assert policy.model.training
+
+
+def test_half_precision_and_great_size_decode_through_the_models_own_forward(make_policy, monkeypatch):
+    half = make_policy().model.bfloat16()
+    assert isinstance(decoder_for(half), CachedDecoder)
+
+    monkeypatch.setattr(decoders, "COPY_LIMIT", 1000)
+    assert isinstance(decoder_for(make_policy().model), CachedDecoder)
+
+
+@pytest.mark.parametrize("vocabulary", [4096, 5001])
+def test_a_wide_vocabulary_goes_through_the_packed_output_layer_to_the_same_tokens(tokenizer, vocabulary):
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=vocabulary, initializer_range=0.2, **SIZES)
+    policy = Policy(LlamaForCausalLM(config).eval(), tokenizer)
+    prompts = [[5, 6, 7, 8], [9, 10]]
+
+    ours = HFSampler(policy).generate(prompts, 3, PARAMS, None, keys_of(prompts))
+    theirs = HFSampler(policy, decoder=CachedDecoder(policy.model)).generate(prompts, 3, PARAMS, None, keys_of(prompts))
+
+    assert_same(ours, theirs)
+
+
+def test_a_failing_user_function_closes_its_rows_and_leaves_the_sampler_usable(make_policy):
+    policy = make_policy()
+    sampler = HFSampler(policy)
+    prompts = prompts_of(policy)
+
+    class Failing(ScriptedStops):
+        def extend(self, rows, pieces):
+            if self.calls == 2:
+                raise FunctionError("done_fn", "broke")
+            return super().extend(rows, pieces)
+
+    stops = Failing(split="\x00", done="\x00")
+    with pytest.raises(FunctionError):
+        sampler.generate(prompts, 2, PARAMS, stops, keys_of(prompts))
+
+    assert stops.closed == set(range(8))
+    again = sampler.generate(prompts, 2, PARAMS, None, keys_of(prompts))
+    assert_same(again, HFSampler(policy).generate(prompts, 2, PARAMS, None, keys_of(prompts)))

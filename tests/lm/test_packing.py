@@ -143,3 +143,19 @@ def test_hidden_states_come_a_candidate_at_a_time(make_policy):
 def test_states_and_candidates_without_tokens_are_refused(prefixes, candidates):
     with pytest.raises(ValueError, match=r"state"):
         pack(prefixes, candidates)
+
+
+def test_half_precision_reads_a_tree_to_its_own_rounding(make_policy):
+    policy = make_policy("qwen2")
+    prefixes, candidates = [[1, 2, 3, 4], [1, 2, 9]], [[[4, 5, 6], [7]], [[8, 8]]]
+    packed = pack(prefixes, candidates, want=ALL)
+    with torch.no_grad():
+        whole = encode(policy.model, packed)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = encode(policy.model, packed)
+        half = encode(policy.model.bfloat16(), packed)
+
+    assert half.dtype == torch.bfloat16
+    for rounded in (cast, half):
+        error = (rounded.float() - whole).norm() / whole.norm()
+        assert error < 0.05
