@@ -21,12 +21,13 @@ T = TypeVar("T")
 SMALL = (
     "model.warmup.steps=4",
     "model.warmup.examples=60",
-    "algorithm.iterations=12",
+    "algorithm.iterations=9",
     "algorithm.checkpoint_every=1",
+    "algorithm.episodes={environments: 2, decisions: 3, max_tokens: 104}",
+    "algorithm.ranker.updates=4",
     "algorithm.ranker.replay.min_fill=8",
     "algorithm.generator.start_after=2",
-    "evaluation.every=6",
-    "evaluation.runs_per_item=4",
+    "evaluation.every=5",
     "hardware.threads=1",
 )
 """Overrides that take specs/best_lang.yaml through all its parts in seconds."""

@@ -8,6 +8,7 @@ import pytest
 
 from tests.acceptance.rlx_command import SMALL, Rlx
 
+FEW = ("evaluation.runs_per_item=4",)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -16,7 +17,7 @@ def rlx(tmp_path_factory: pytest.TempPathFactory) -> Rlx:
     """A home in which best_lang ran twice, with two seeds."""
     command = Rlx(tmp_path_factory.mktemp("home"))
     for seed in (0, 1):
-        handle = command("submit", "specs/best_lang.yaml", *SMALL, f"seed={seed}").strip()
+        handle = command("submit", "specs/best_lang.yaml", *SMALL, *FEW, f"seed={seed}").strip()
         assert handle == f"best-lang-{seed + 1}"
     return command
 

@@ -14,6 +14,7 @@ from engine.store.session import open_database
 from engine.store.tables import Artifact, Attempt, Checkpoint, Stage, Worker
 from tests.acceptance.rlx_command import SMALL, Rlx, eventually
 
+FEW = ("evaluation.runs_per_item=2",)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -53,9 +54,9 @@ def test_killed_and_resumed_ends_in_the_weights_of_an_undisturbed_run(tmp_path: 
     undisturbed, killed = Rlx(tmp_path / "undisturbed"), Rlx(tmp_path / "killed")
     for rlx in (undisturbed, killed):
         rlx.home.mkdir()
-    undisturbed("submit", "specs/best_lang.yaml", *SMALL)
+    undisturbed("submit", "specs/best_lang.yaml", *SMALL, *FEW)
 
-    submitted = killed.start("submit", "specs/best_lang.yaml", *SMALL, "retries.backoff=0.1")
+    submitted = killed.start("submit", "specs/best_lang.yaml", *SMALL, *FEW, "retries.backoff=0.1")
     stage, _ = eventually(lambda: trained_past(killed.home, 2, 1), "a checkpoint of the first attempt")
     os.kill(stage, signal.SIGKILL)
     stage, worker = eventually(lambda: trained_past(killed.home, 5, 2), "a checkpoint of the second attempt")
