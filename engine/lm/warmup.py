@@ -8,7 +8,7 @@ says where it is, and its weights are not copied. `source_of` reads either form 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def train_scratch(
     tokenizer = scratch.train_tokenizer(_texts(read, opening, draft), warmup.vocab_size if warmup else _VOCABULARY)
     policy = Policy(scratch.build(preset, tokenizer, seed=derive(ctx.seed, "warmup", "weights")), tokenizer)
     if warmup is not None:
-        _train(ctx, policy, warmup, [_example(conversation, opening, tokenizer) for conversation in read])
+        _train(ctx, policy, warmup, [example(conversation, opening, tokenizer) for conversation in read])
     policy.save(ctx.output_dir)
     return policy
 
@@ -157,7 +157,8 @@ def completion_loss(policy: Policy, examples: Sequence[Example]) -> LossOutput:
     return LossOutput(-logps.sum(), float(len(logps)))
 
 
-def _example(conversation: Conversation, opening: dict[str, str], tokenizer: Any) -> Example:
+def example(conversation: Conversation, opening: Mapping[str, str], tokenizer: Any) -> Example:
+    """The conversation in tokens: every utterance ends its turn, replies and headers are given."""
     rest: list[int] = []
     own: list[bool] = []
     for turn in conversation.turns:

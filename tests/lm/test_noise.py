@@ -71,3 +71,10 @@ def test_which_entry_wins_is_uniform_over_entries():
     winners = exponentials(bits, 100).argmin(-1)
 
     assert stats.chisquare(np.bincount(winners, minlength=100)).pvalue > 1e-3
+
+
+def test_both_words_of_a_row_matter():
+    rows = exponentials(np.array([[1, 1], [1, 2], [2, 1]], dtype=np.uint32), 500)
+
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert abs(float(np.corrcoef(rows[i], rows[j])[0, 1])) < 0.15

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import DataError, ModelError, SpecError
+from engine.lm.chat import decode
 from engine.lm.hf import HFSampler
 from engine.lm.noise import NoiseKey
 from engine.lm.policy import load_policy
 from engine.lm.sampler import SamplingParams
-from engine.lm.warmup import completion_loss, prepare, source_of
-from engine.lm.warmup_text import Filler, Task, Weighted, conversations, read_answers
+from engine.lm.warmup import Example, completion_loss, example, prepare, source_of
+from engine.lm.warmup_text import Conversation, Filler, Task, Turn, Weighted, conversations, read_answers
 from engine.runtime.context import Stopped
 from engine.runtime.local import LocalContext
 from engine.spec.model import Warmup
@@ -184,13 +185,25 @@ def test_a_warmup_that_was_stopped_ends_where_a_whole_one_does(tmp_path):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_only_the_models_own_tokens_are_learnt(tmp_path, make_policy):
+def test_utterances_and_their_ends_are_the_models_own_and_replies_are_given(tokenizer):
+    talk = Conversation("Which?", (Turn("Is it C?", "no"), Turn("Rust!")))
+
+    made = example(talk, {"Which?": "<|begin_of_text|>open"}, tokenizer)
+
+    own = [token for token, mine in zip(made.rest, made.own, strict=True) if mine]
+    assert decode(tokenizer, made.prompt) == "<|begin_of_text|>open"
+    assert decode(tokenizer, own) == "Is it C?<|eot_id|>Rust!<|eot_id|>"
+    assert decode(tokenizer, made.rest) == (
+        "Is it C?<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nno<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nRust!<|eot_id|>"
+    )
+
+
+def test_only_the_models_own_tokens_are_learnt(make_policy):
     policy = make_policy()
-    from engine.lm.warmup import Example
+    one = Example(prompt=[1, 2], rest=[5, 6, 7, 8], own=[True, False, False, True])
 
-    example = Example(prompt=[1, 2], rest=[5, 6, 7, 8], own=[True, False, False, True])
-
-    out = completion_loss(policy, [example])
+    out = completion_loss(policy, [one])
 
     with torch.no_grad():
         logps = torch.log_softmax(policy.model(input_ids=torch.tensor([[1, 2, 5, 6, 7, 8]])).logits[0], -1)
