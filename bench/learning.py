@@ -64,8 +64,8 @@ TASKS: dict[str, tuple[Arm, ...]] = {
         Arm("ArCHer, generator alone", f"specs/{task}.yaml", "score/generator"),
         Arm("frozen generator, best of 8", f"specs/{task}_frozen.yaml", "score"),
         Arm("frozen generator, alone", f"specs/{task}_frozen.yaml", "score/generator"),
-        Arm("PPO", f"specs/{task}_ppo.yaml", "score/generator"),
-        Arm("REINFORCE", f"specs/{task}_reinforce.yaml", "score/generator"),
+        Arm("PPO", f"specs/{task}_ppo.yaml", "score"),
+        Arm("REINFORCE", f"specs/{task}_reinforce.yaml", "score"),
     )
     for task in ("best_lang", "twenty_questions")
 }
@@ -216,6 +216,14 @@ def draw(points: Sequence[Point], task: str, splits: Sequence[str]) -> Path:
     return path
 
 
+def keep(task: str, home: Path) -> None:
+    """Write what the runs of a home measured into the results."""
+    points = collect(task, home)
+    RESULTS.mkdir(exist_ok=True)
+    document = {"task": task, "seeds": sorted({p.seed for p in points}), "points": [asdict(p) for p in points]}
+    (RESULTS / f"learning-{task}.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
 def report(task: str) -> None:
     """Print the table of each split and draw the curves."""
     data = json.loads((RESULTS / f"learning-{task}.json").read_text())
@@ -238,16 +246,16 @@ def main() -> None:
     run.add_argument("--home", type=Path, default=None)
     again = commands.add_parser("report")
     again.add_argument("task", choices=TASKS)
+    again.add_argument("--home", type=Path, default=None, help="read this home's runs anew")
     arguments = parser.parse_args()
     if arguments.command == "run":
         home = (arguments.home or ROOT / ".rlx-learning" / arguments.task).resolve()
         home.mkdir(parents=True, exist_ok=True)
         seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         submit(arguments.task, seeds, home, arguments.jobs)
-        points = collect(arguments.task, home)
-        RESULTS.mkdir(exist_ok=True)
-        document = {"task": arguments.task, "seeds": list(seeds), "points": [asdict(p) for p in points]}
-        (RESULTS / f"learning-{arguments.task}.json").write_text(json.dumps(document, indent=1) + "\n")
+        keep(arguments.task, home)
+    elif arguments.home is not None:
+        keep(arguments.task, arguments.home)
     report(arguments.task)
 
 
