@@ -152,6 +152,8 @@ def _watch(child: Child, task: Task, deps: Deps) -> Reason | None:
         if not recorded and child.wait_for_birth(times.poll_s):
             recorded = _record_start(task, child, deps)
         if child.wait(times.poll_s) is not None:
+            if not recorded:  # born and ended between two looks
+                _record_start(task, child, deps)
             return reason
         now = time.monotonic()
         if child.pid is None and now - begun > times.birth_s:

@@ -328,7 +328,7 @@ def test_no_interleaving_breaks_a_promise(db: Database, clock: Clock) -> None:
     run_state_machine_as_test(
         lambda: Machine(db, clock, counter),
         settings=settings(
-            max_examples=12 if postgres else 40,
+            max_examples=5 if postgres else 30,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
