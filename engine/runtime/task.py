@@ -1,8 +1,8 @@
 """What a stage's process is given, as one JSON file in the attempt's private directory, and what it leaves there.
 
-HOME/work/<attempt>/task.json     what to run
-HOME/work/<attempt>/output/       the stage's output, until it is moved into the artifact store
-HOME/work/<attempt>/outcome.json  how it ended; written last, in one rename
+work/<attempt>/task.json     what to run
+work/<attempt>/output/       the stage's output, until it is moved into the artifact store
+work/<attempt>/outcome.json  how it ended; written last, in one rename
 """
 
 from __future__ import annotations
