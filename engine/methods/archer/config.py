@@ -74,6 +74,8 @@ class Ranker(SpecModel):
     """`dqn`: double DQN over the stored candidates. `qv`: twin Q and V, backed up by the policy's own sample."""
     sigmoid: bool = True
     """Squash values into (0, 1); right when scores are, and it bounds over-estimation."""
+    loss: Literal["squared", "cross_entropy"] | None = None
+    """What is minimised between a value and its target. Empty: `cross_entropy` with `sigmoid`, else `squared`."""
     lr: float = Field(1e-3, gt=0)
     batch_size: int = Field(32, ge=1)
     """Transitions in one minibatch."""
@@ -92,6 +94,17 @@ class Ranker(SpecModel):
         if self.updates % self.accumulate:
             raise ValueError(f"updates ({self.updates}) must be a multiple of accumulate ({self.accumulate})")
         return self
+
+    @model_validator(mode="after")
+    def _entropy_needs_probabilities(self) -> Ranker:
+        if self.loss == "cross_entropy" and not self.sigmoid:
+            raise ValueError("loss: cross_entropy needs sigmoid: true, which makes a value a number between 0 and 1")
+        return self
+
+    @property
+    def chosen_loss(self) -> Literal["squared", "cross_entropy"]:
+        """The loss, where the spec leaves it open too."""
+        return self.loss or ("cross_entropy" if self.sigmoid else "squared")
 
 
 class Generator(PolicyUpdate):

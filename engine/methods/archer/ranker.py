@@ -18,7 +18,7 @@ from engine.lm.heads import ScalarHead
 from engine.lm.learner import Learner, LossOutput
 from engine.lm.packing import pack
 from engine.methods.archer.config import Ranker as RankerConfig
-from engine.methods.archer.losses import dqn_targets, padded, qv_errors, squared_errors
+from engine.methods.archer.losses import dqn_targets, error_function, padded, qv_errors
 from engine.methods.archer.replay import Transition
 from engine.methods.maths.critics import td_target, track, twin_advantage
 
@@ -44,6 +44,7 @@ class Ranker:
     def __init__(self, critic: ScalarHead, learner: Learner, config: RankerConfig, *, gamma: float) -> None:
         self.critic, self.learner = critic, learner
         self._config, self._gamma = config, gamma
+        self._errors = error_function(config.chosen_loss, sigmoid=config.sigmoid)
         self.target = copy.deepcopy(critic).eval().requires_grad_(False)
 
     def values(self, states: Sequence[Ids], candidates: Sequence[Sequence[Ids]]) -> list[tuple[float, ...]]:
@@ -151,9 +152,14 @@ class Ranker:
         rows, targets = batch
         packed = pack([r.state.tolist() for r in rows], [[r.action.tolist()] for r in rows], want=("last",))
         packed = packed.to(self.device)
-        values = self._squashed(self.critic(packed))[packed.last]
-        errors = squared_errors(values, targets.to(self.device))
-        metrics = {"q": float(values.detach().sum()), "target": float(targets.sum())}
+        outputs, targets = self.critic(packed)[packed.last], targets.to(self.device)
+        errors = self._errors(outputs, targets)
+        values = self._squashed(outputs.detach())
+        metrics = {
+            "q": float(values.sum()),
+            "target": float(targets.sum()),
+            "squared_error": float(((values - targets) ** 2).sum()),
+        }
         return LossOutput(errors.sum(), float(len(rows)), metrics)
 
     @torch.no_grad()
@@ -172,10 +178,15 @@ class Ranker:
         rows, q_targets, v_targets = batch
         packed = pack([r.state.tolist() for r in rows], [[r.action.tolist()] for r in rows], want=("last", "state"))
         packed = packed.to(self.device)
-        at = self._squashed(self.critic(packed))
+        at = self.critic(packed)
         q, v = at[packed.last][:, :2], at[packed.state][:, 2:]
-        errors = qv_errors(q, v, q_targets, v_targets)
-        metrics = {"q": float(q.detach().mean(-1).sum()), "target": float(q_targets.mean(-1).sum())}
+        errors = qv_errors(q, v, q_targets, v_targets, self._errors)
+        values = self._squashed(q.detach())
+        metrics = {
+            "q": float(values.mean(-1).sum()),
+            "target": float(q_targets.mean(-1).sum()),
+            "squared_error": float(((values - q_targets) ** 2).mean(-1).sum()),
+        }
         return LossOutput(errors.sum(), float(len(rows)), metrics)
 
     def state(self) -> dict[str, Any]:

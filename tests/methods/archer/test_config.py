@@ -33,12 +33,21 @@ def test_a_resolved_config_reads_back_as_itself() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ranker", "loss"),
+    [({}, "cross_entropy"), ({"sigmoid": False}, "squared"), ({"loss": "squared"}, "squared")],
+)
+def test_values_that_are_squashed_are_fitted_by_cross_entropy(ranker: dict[str, Any], loss: str) -> None:
+    assert Archer.model_validate({"ranker": ranker}).ranker.chosen_loss == loss
+
+
+@pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
         ({"generator": {"signal": "advantage"}}, "critic: qv"),
         ({"ranker": {"candidates": 1}, "generator": {"signal": "centred"}}, "two candidates"),
         ({"generator": {"signal": "centred", "states": "replay"}}, "rivals"),
         ({"ranker": {"candidates": 1}, "generator": {"mode": "frozen"}}, "nothing to learn"),
+        ({"ranker": {"sigmoid": False, "loss": "cross_entropy"}}, "sigmoid: true"),
         ({"ranker": {"updates": 5, "accumulate": 2}}, "multiple"),
         ({"ranker": {"replay": {"capacity": 10, "min_fill": 11}}}, "capacity"),
     ],

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from engine.methods.archer.losses import dqn_targets, padded, qv_errors, squared_errors, utterance_rewards
+from engine.methods.archer.losses import (
+    cross_entropies,
+    dqn_targets,
+    error_function,
+    padded,
+    qv_errors,
+    squared_errors,
+    utterance_rewards,
+)
 
 
 def test_a_double_dqn_step_as_a_whole() -> None:
@@ -35,6 +45,26 @@ def test_no_gradient_flows_into_a_target() -> None:
     squared_errors(values, targets).sum().backward()
     assert targets.grad is None
     assert_close(values.grad, tensor([-1.5]))
+
+
+def test_a_saturated_critic_learns_from_a_success_by_cross_entropy_alone() -> None:
+    """At z = −6 (a value of 0.0025) and y = 1, d/dz (σ − y)² = 2 (σ − 1) σ (1 − σ), and d/dz of the entropy is σ − 1."""
+    slopes = {}
+    for loss in ("squared", "cross_entropy"):
+        logit = tensor([-6.0], requires_grad=True)
+        error_function(loss, sigmoid=True)(logit, tensor([1.0])).sum().backward()  # type: ignore[arg-type]
+        assert logit.grad is not None
+        slopes[loss] = logit.grad.item()
+    value = 1 / (1 + math.exp(6.0))
+    assert slopes["squared"] == pytest.approx(2 * (value - 1) * value * (1 - value), rel=1e-4)
+    assert slopes["cross_entropy"] == pytest.approx(value - 1, rel=1e-4)
+
+
+@pytest.mark.parametrize("targets", [[0.0, 1.0, 1.0, 1.0], [0.2, 0.6], [0.0, 0.0]])
+def test_cross_entropy_is_least_at_the_mean_of_its_targets(targets: list[float]) -> None:
+    grid = torch.linspace(-9, 9, 1801)
+    total = sum((cross_entropies(grid, torch.full_like(grid, y)) for y in targets), torch.zeros_like(grid))
+    assert float(grid[total.argmin()].sigmoid()) == pytest.approx(sum(targets) / len(targets), abs=3e-3)
 
 
 def test_both_twins_of_q_and_v_are_summed() -> None:
