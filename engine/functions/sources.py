@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from engine.plan.hashing import sha256_of
 
@@ -23,17 +24,18 @@ class Sources:
     done_fn: str | None = None
     split_fn: str | None = None
     reply_fn: str | None = None
+    turn_cost: float = 0.0
+    """What an utterance costs: no function, but as much a part of the reward."""
 
     @classmethod
     def of(cls, dataset: object) -> Sources:
         """The sources in a dataset block, the spec's model or its resolved mapping; other fields are ignored."""
-        if isinstance(dataset, Mapping):
-            return cls(**{name: dataset.get(name) for name in FUNCTIONS})
-        return cls(**{name: getattr(dataset, name, None) for name in FUNCTIONS})
+        read = dataset.get if isinstance(dataset, Mapping) else partial(getattr, dataset)
+        return cls(**{name: read(name, None) for name in FUNCTIONS}, turn_cost=read("turn_cost", 0.0))
 
     @property
     def hash(self) -> str:
-        """SHA-256 over all sources: the version of the reward."""
+        """SHA-256 over all sources and the cost of a turn: the version of the reward."""
         return sha256_of(asdict(self))
 
 

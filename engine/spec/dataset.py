@@ -128,6 +128,9 @@ class Dataset(SpecModel):
     reply_fn: str | None = None
     """Python source of `reply_fn(text, answer)`: what the environment says after an utterance."""
 
+    turn_cost: float = Field(0.0, ge=0)
+    """What every utterance costs. A score is what `score_fn` says, less the cost of all that was said."""
+
     @field_validator("splits")
     @classmethod
     def _train_is_taken(cls, splits: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -95,7 +95,8 @@ def experiment_type(methods: Mapping[str, type[SpecModel]]) -> type[Experiment]:
 def inconsistencies(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """What the blocks of an experiment ask of each other and do not get: (path, what is wrong).
 
-    A method's config says with a class variable `needs` which of the dataset's functions it cannot do without.
+    A method's config says with a class variable `needs` which of the dataset's functions it cannot do without, and
+    with a method `refuses(dataset)`, if it has one, what else it cannot work with.
     """
     dataset, warmup = experiment.dataset, experiment.model.warmup
     known = dataset.split_names
@@ -110,3 +111,6 @@ def inconsistencies(experiment: Experiment) -> Iterator[tuple[str, str]]:
     for name in getattr(experiment.algorithm, "needs", ()):
         if getattr(dataset, name) is None:
             yield "dataset", f"{method} needs dataset.{name}: add it"
+    refuses = getattr(experiment.algorithm, "refuses", None)
+    if refuses is not None:
+        yield from refuses(dataset)

@@ -24,6 +24,7 @@ SOURCES = Sources(
 DATASET: Mapping[str, Any] = {
     "system_prompt": "",
     "main_prompt": "",
+    "turn_cost": 0.0,
     "items": [{"prompt": "Say a word.", "answer": "x"}, {"prompt": "Say it again.", "answer": "y"}],
     "splits": {"heldout": [{"prompt": "Say more.", "answer": "z"}]},
 }

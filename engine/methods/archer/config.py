@@ -7,13 +7,14 @@ their advantage. This module only describes; `plan` turns it into stages, `losse
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from engine.methods.dialogue.config import Episodes, PolicyUpdate
 from engine.spec.base import SpecModel
+from engine.spec.dataset import Dataset
 
 PAPER: Mapping[str, Mapping[str, Any]] = {
     "ranker": {"candidates": 1, "critic": "qv", "sigmoid": False, "target": {"kind": "polyak", "tau": 0.1}},
@@ -169,6 +170,14 @@ class Archer(SpecModel):
         if self.ranker.candidates == 1 and self.ranker.critic == "dqn" and self.generator.mode == "frozen":
             raise ValueError("one candidate and a frozen generator leave nothing to learn")
         return self
+
+    def refuses(self, dataset: Dataset) -> Iterator[tuple[str, str]]:
+        """What this setting cannot make of a dataset: (the key to blame, why)."""
+        if dataset.turn_cost > 0 and self.ranker.sigmoid:
+            yield (
+                "algorithm.ranker.sigmoid",
+                "with dataset.turn_cost a value can be negative, and sigmoid keeps it between 0 and 1: set it to false",
+            )
 
 
 def _beneath(preset: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:

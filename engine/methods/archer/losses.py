@@ -56,9 +56,7 @@ def error_function(loss: Literal["squared", "cross_entropy"], *, sigmoid: bool) 
             assert_never(loss)
 
 
-def qv_errors(
-    q: Tensor, v: Tensor, q_targets: Tensor, v_targets: Tensor, errors: Errors = squared_errors
-) -> Tensor:
+def qv_errors(q: Tensor, v: Tensor, q_targets: Tensor, v_targets: Tensor, errors: Errors = squared_errors) -> Tensor:
     """ArCHer's critic loss for both twins.
 
         Σ_i (Q_i(s, a) − [r + γ(1 − d) V̄_i(s')])² + (V_i(s) − Q̄_i(s, ã))²,   ã ~ π(·|s) sampled now
@@ -69,16 +67,16 @@ def qv_errors(
 
 
 def utterance_rewards(
-    values: Sequence[float], *, signal: Literal["q", "centred", "advantage"], executed: int, score: float | None
+    values: Sequence[float], *, signal: Literal["q", "centred", "advantage"], executed: int, earned: float | None
 ) -> list[float]:
     """What each candidate of one decision earns the generator.
 
     `values` are Q(s, c), or A(s, c) for `advantage`. The candidate that was said and ended the episode earns what it
-    really scored, unless advantages are asked for; `centred` then subtracts the mean of all.
+    really `earned`, unless advantages are asked for; `centred` then subtracts the mean of all.
     """
     rewards = list(values)
-    if score is not None and signal != "advantage":
-        rewards[executed] = score
+    if earned is not None and signal != "advantage":
+        rewards[executed] = earned
     if signal == "centred":
         mean = sum(rewards) / len(rewards)
         rewards = [reward - mean for reward in rewards]

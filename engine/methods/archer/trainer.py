@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.errors import SpecError
 from engine.lm.noise import NoiseKey
 from engine.lm.policy import Policy
 from engine.methods.archer.config import Archer
@@ -105,7 +106,7 @@ class ArcherTrainer:
                     values[place],
                     signal=self.config.generator.signal,
                     executed=chosen[place],
-                    score=episode.score,
+                    earned=episode.rewards[-1] if episode.done else None,
                 )
                 groups.append(_group(context, proposals[place], rewards))
                 if episode.score is not None:
@@ -131,13 +132,18 @@ class ArcherTrainer:
     def _remember(self, episode: Episode, candidates: Sequence[Utterance]) -> None:
         """The episode's last utterance as a transition, now that it is known what can be said next."""
         start, end = episode.spans[-1]
-        done = episode.score is not None
+        reward = episode.rewards[-1]
+        if self.config.ranker.sigmoid and not 0.0 <= reward <= 1.0:
+            raise SpecError(
+                f"an utterance earned {reward:g}, and the ranker's values lie between 0 and 1: "
+                "write algorithm.ranker.sigmoid: false, or let score_fn return numbers between 0 and 1"
+            )
         self._replay.add(
             Transition(
                 state=ids(episode.tokens[:start]),
                 action=ids(episode.tokens[start:end]),
-                reward=episode.score if episode.score is not None else 0.0,
-                done=done,
+                reward=reward,
+                done=episode.done,
                 reply=ids(episode.tokens[end:]),
                 candidates=tuple(ids(utterance.token_ids) for utterance in candidates),
             )

@@ -1,8 +1,9 @@
 """A dataset as a game of utterances: episodes, what a said utterance does to them, and what they pay.
 
 Rules as in recurve: an utterance is appended to the conversation; `done_fn`, the length or the number of turns
-ends it; `score_fn` pays once, at the end. Where the dataset has a `reply_fn` the environment answers, as a user
-turn of the chat. Who proposes utterances, and which is said, is left to the caller.
+ends it; `score_fn` pays once, at the end. Where the dataset has a `turn_cost` every utterance is charged for, and
+where it has a `reply_fn` the environment answers, as a user turn of the chat. Who proposes utterances, and which
+is said, is left to the caller.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ class Episode:
     """[start, end) in `tokens` of every utterance said."""
     logps: list[float] = field(default_factory=list)
     """Of the utterances' tokens, at the time they were said."""
+    rewards: list[float] = field(default_factory=list)
+    """What each utterance earned: less than nothing where turns cost, and the last one what `score_fn` says."""
     score: float | None = None
-    """Set by the end of the episode, and only then."""
+    """The sum of the rewards. Set by the end of the episode, and only then."""
 
     @property
     def turns(self) -> int:
@@ -99,8 +102,9 @@ class Game:
         eos: Collection[int] = (),
         max_tokens: int,
         max_turns: int | None = None,
+        turn_cost: float = 0.0,
     ) -> None:
-        self.items, self.chat, self.functions = items, chat, functions
+        self.items, self.chat, self.functions, self.turn_cost = items, chat, functions, turn_cost
         self.eos = tuple(sorted(eos))
         self.max_tokens, self.max_turns = max_tokens, max_turns
         self._prompts: list[tuple[str, list[int]]] = []
@@ -132,6 +136,7 @@ class Game:
             episode.tokens.extend(utterance.token_ids)
             episode.logps.extend(utterance.logps)
             episode.spans.append([start, len(episode.tokens)])
+            episode.rewards.append(-self.turn_cost)
             episode.text += utterance.text
             if utterance.done or self._out_of_room(episode):
                 over.append(episode)
@@ -142,7 +147,8 @@ class Game:
         if over:
             scores = self.functions.score([e.text for e in over], [self.items[e.item].answer for e in over])
             for episode, score in zip(over, scores, strict=True):
-                episode.score = float(score)
+                episode.rewards[-1] += float(score)
+                episode.score = sum(episode.rewards)
 
     def _answer(self, going: Sequence[tuple[Episode, Utterance]]) -> list[Episode]:
         """Append the environment's replies; returns the episodes that they, or their length, end."""

@@ -85,6 +85,7 @@ def games(ctx: StageContext, policy: Policy, names: Sequence[str] | None = None)
             eos=() if eos is None else (eos,),
             max_tokens=episodes["max_tokens"],
             max_turns=episodes["max_turns"],
+            turn_cost=dataset["turn_cost"],
         )
         for name, items in splits.items()
         if names is None or name in names or name == "train"

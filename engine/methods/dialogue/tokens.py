@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,14 +21,17 @@ from engine.methods.maths.returns import final_rewards
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Tokens after a context, and their one reward, which falls due with the last of them."""
+    """Tokens after a context, and what they earn."""
 
     tokens: Sequence[int]
     logps: Sequence[float]
     """Of the policy's own tokens, when they were sampled."""
     reward: float
+    """Falls due with the last token."""
     own: Sequence[bool] | None = None
     """Which tokens the policy chose; None: all of them."""
+    earlier: Sequence[tuple[int, float]] = ()
+    """Rewards before the last: (which of the policy's own tokens, counted from 0; how much)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class TokenBatch:
     behaviour: Tensor
     """[R, L] log-probabilities when sampled."""
     rewards: Tensor
-    """[R, L] 0, but at each row's last token."""
+    """[R, L] 0, but at each row's last token, and where something was due before it."""
 
     @property
     def continues(self) -> Tensor:
@@ -84,6 +88,9 @@ def collate(groups: Sequence[Group], device: torch.device | str = "cpu") -> Toke
     )
     chosen = torch.cat(own)
     rewards = final_rewards(torch.tensor([row.reward for row in rows]), lengths, mask.shape[1])
+    for index, row in enumerate(rows):
+        for place, reward in row.earlier:
+            rewards[index, place] += reward
     return TokenBatch(
         packed=packed.to(device),
         places=packed.before[chosen].to(device),
@@ -94,8 +101,14 @@ def collate(groups: Sequence[Group], device: torch.device | str = "cpu") -> Toke
     )
 
 
-def trajectory_of(episode: Episode, reward: float) -> Trajectory:
-    """A whole episode as one trajectory after its prompt."""
+def trajectory_of(episode: Episode, worth: float) -> Trajectory:
+    """A whole episode as one trajectory after its prompt.
+
+    `worth` is what the episode counts for in all, such as its score less a baseline. Its utterances keep their own
+    rewards, and the last one gets what is missing.
+    """
+    ends = np.cumsum([end - start for start, end in episode.spans]) - 1
+    earlier = [(int(place), paid) for place, paid in zip(ends[:-1], episode.rewards[:-1], strict=True) if paid]
     own = [False] * (len(episode.tokens) - episode.prompt)
     for start, end in episode.spans:
         own[start - episode.prompt : end - episode.prompt] = [True] * (end - start)
@@ -103,6 +116,7 @@ def trajectory_of(episode: Episode, reward: float) -> Trajectory:
     return Trajectory(
         tokens=episode.tokens[episode.prompt : last],
         logps=episode.logps,
-        reward=reward,
+        reward=worth - sum(paid for _, paid in earlier),
         own=own[: last - episode.prompt],
+        earlier=earlier,
     )

@@ -48,7 +48,7 @@ def test_no_gradient_flows_into_a_target() -> None:
 
 
 def test_a_saturated_critic_learns_from_a_success_by_cross_entropy_alone() -> None:
-    """At z = −6 (a value of 0.0025) and y = 1, d/dz (σ − y)² = 2 (σ − 1) σ (1 − σ), and d/dz of the entropy is σ − 1."""
+    """At z = −6 and y = 1: d/dz (σ − y)² = 2 (σ − 1) σ (1 − σ), but d/dz of the cross-entropy is σ − 1."""
     slopes = {}
     for loss in ("squared", "cross_entropy"):
         logit = tensor([-6.0], requires_grad=True)
@@ -73,7 +73,7 @@ def test_both_twins_of_q_and_v_are_summed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("signal", "score", "expected"),
+    ("signal", "earned", "expected"),
     [
         ("q", None, [0.2, 0.6, 0.4]),
         ("q", 1.0, [0.2, 1.0, 0.4]),  # what was said and ended the episode earns the truth
@@ -81,6 +81,6 @@ def test_both_twins_of_q_and_v_are_summed() -> None:
         ("advantage", 1.0, [0.2, 0.6, 0.4]),
     ],
 )
-def test_what_an_utterance_earns(signal: str, score: float | None, expected: list[float]) -> None:
-    rewards = utterance_rewards([0.2, 0.6, 0.4], signal=signal, executed=1, score=score)  # type: ignore[arg-type]
+def test_what_an_utterance_earns(signal: str, earned: float | None, expected: list[float]) -> None:
+    rewards = utterance_rewards([0.2, 0.6, 0.4], signal=signal, executed=1, earned=earned)  # type: ignore[arg-type]
     assert rewards == pytest.approx(expected)

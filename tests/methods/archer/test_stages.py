@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine.errors import SpecError
 from engine.methods.archer.stages import evaluate, train
 from engine.runtime.context import Stopped
 from engine.runtime.local import LocalContext
@@ -55,6 +56,13 @@ class Interrupted(LocalContext):
         super().log(step, metrics, **more)
         if step in self.at:
             self.request_stop()
+
+
+def test_a_score_that_a_squashed_value_cannot_be_is_refused(stage: Any) -> None:
+    context = stage(config(), name="costly")
+    context.config["dataset"] = {**context.config["dataset"], "turn_cost": 0.5}
+    with pytest.raises(SpecError, match=r"an utterance earned -0\.5.*sigmoid: false"):
+        train(context)
 
 
 @pytest.mark.parametrize("algorithm", [config(), PAPER, config(generator={"mode": "frozen"})])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -58,6 +59,20 @@ def test_an_utterance_is_appended_and_pays_nothing_before_the_end(policy: Policy
         policy.encode("a gold."),
         policy.encode("gold is over."),
     ]
+
+
+def test_every_utterance_costs_and_the_score_is_the_sum_of_what_was_earned(policy: Policy, alone: FunctionHost) -> None:
+    items = [Item("Say a word.", "gold")]
+    rules = Game(items, chat=policy, functions=alone, system="", max_tokens=128, turn_cost=0.25)
+    episode = rules.start(serial=0, item=0)
+
+    rules.say([episode], [said(policy, "a gold.")])
+    assert (episode.rewards, episode.score) == ([-0.25], None)
+
+    rules.say([episode], [said(policy, "gold is over.", done=True)])
+    assert episode.rewards == [-0.25, 2.0 - 0.25]
+    assert episode.score == 2.0 - 2 * 0.25
+    assert Episode.of(json.loads(json.dumps(episode.state()))) == episode
 
 
 def test_split_and_done_at_the_same_token_end_the_episode_once(policy: Policy, alone: FunctionHost) -> None:

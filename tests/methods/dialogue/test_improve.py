@@ -137,6 +137,7 @@ def test_replies_are_read_but_are_nobodys_action(policy: Policy) -> None:
         text="",
         spans=[[2, 4], [6, 7]],
         logps=[-0.1, -0.2, -0.3],
+        rewards=[0.0, 1.0],
         score=1.0,
     )
     trajectory = trajectory_of(episode, 0.5)
@@ -149,6 +150,25 @@ def test_replies_are_read_but_are_nobodys_action(policy: Policy) -> None:
     assert batch.rewards.tolist() == [[0.0, 0.0, 0.5], [2.0, 0.0, 0.0]]
     assert batch.continues.tolist() == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     torch.testing.assert_close(batch.behaviour, torch.tensor([[-0.1, -0.2, -0.3], [-0.7, 0.0, 0.0]]))
+
+
+def test_utterances_keep_their_own_rewards_and_the_last_one_makes_up_the_episodes_worth() -> None:
+    """Rewards −1, −1 and 4 − 1, a score of 1; against a baseline of 3 the episode is worth −2."""
+    episode = Episode(
+        serial=0,
+        item=0,
+        prompt=1,
+        tokens=[5, 10, 11, 20, 12, 21, 13, 14],
+        text="",
+        spans=[[1, 3], [4, 5], [6, 8]],
+        logps=[-0.1, -0.2, -0.3, -0.4, -0.5],
+        rewards=[-1.0, -1.0, 3.0],
+        score=1.0,
+    )
+    batch = collate([Group([5], [trajectory_of(episode, 1.0 - 3.0)])])
+    assert batch.rewards.tolist() == [[0.0, -1.0, -1.0, 0.0, 0.0]]
+    batch = collate([Group([5], [trajectory_of(episode, 1.0)])])
+    assert batch.rewards.tolist() == [[0.0, -1.0, -1.0, 0.0, 3.0]]
 
 
 def test_a_trajectory_without_its_log_probabilities_is_refused() -> None:
