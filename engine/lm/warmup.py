@@ -115,7 +115,15 @@ def train_scratch(
     tokenizer = scratch.train_tokenizer(_texts(read, opening, draft), warmup.vocab_size if warmup else _VOCABULARY)
     policy = Policy(scratch.build(preset, tokenizer, seed=derive(ctx.seed, "warmup", "weights")), tokenizer)
     if warmup is not None:
-        _train(ctx, policy, warmup, [example(conversation, opening, tokenizer) for conversation in read])
+        _train(
+            ctx,
+            policy,
+            warmup,
+            [
+                example(conversation, opening, tokenizer, replies=warmup.learn == "conversation")
+                for conversation in read
+            ],
+        )
     policy.save(ctx.output_dir)
     return policy
 
@@ -157,8 +165,10 @@ def completion_loss(policy: Policy, examples: Sequence[Example]) -> LossOutput:
     return LossOutput(-logps.sum(), float(len(logps)))
 
 
-def example(conversation: Conversation, opening: Mapping[str, str], tokenizer: Any) -> Example:
-    """The conversation in tokens: every utterance ends its turn, replies and headers are given."""
+def example(
+    conversation: Conversation, opening: Mapping[str, str], tokenizer: Any, *, replies: bool = False
+) -> Example:
+    """The conversation in tokens: every utterance ends its turn; replies and headers are given, or learnt as well."""
     rest: list[int] = []
     own: list[bool] = []
     for turn in conversation.turns:
@@ -168,7 +178,7 @@ def example(conversation: Conversation, opening: Mapping[str, str], tokenizer: A
         if turn.reply is not None:
             bridge = chat.encode(tokenizer, chat.reply_text(tokenizer, turn.reply))[1:]  # its end of turn is said above
             rest += bridge
-            own += [False] * len(bridge)
+            own += [replies] * len(bridge)
     return Example(chat.encode(tokenizer, opening[conversation.user]), rest, own)
 
 

@@ -128,18 +128,22 @@ def _played(
     turns: list[list[Turn]] = [[] for _ in tasks]
     playing = list(range(len(tasks)))
     for number in range(warmup.turns):
+        if not playing:
+            break
         said = [filler.fill(utterances.draw(rng), rng) for _ in playing]
         for game, text in zip(playing, said, strict=True):
             texts[game] += text
             turns[game].append(Turn(text))
         done = functions.done([texts[game] for game in playing])
         playing = [game for game, over in zip(playing, done, strict=True) if not over]
-        if not playing or not functions.has_reply or number + 1 == warmup.turns:
+        if not functions.has_reply or number + 1 == warmup.turns:
             break
         replies = functions.reply([texts[game] for game in playing], [tasks[game].answer for game in playing])
         for game, reply in zip(playing, replies, strict=True):
             turns[game][-1] = Turn(turns[game][-1].said, reply)
             texts[game] += bridge(reply)
+        over = functions.done([texts[game] for game in playing])
+        playing = [game for game, ended in zip(playing, over, strict=True) if not ended]
     return [Conversation(task.user, tuple(done)) for task, done in zip(tasks, turns, strict=True)]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -72,6 +72,10 @@ class Warmup(SpecModel):
     """The file's hash. Filled in when the spec is loaded."""
     slots: Mapping[str, Choices] = Field(default_factory=dict)
     """What each `{slot}` may become: a list, or `text: weight` pairs."""
+    learn: Literal["utterances", "conversation"] = "utterances"
+    """Whose words the model learns to write: its own, or the environment's replies too.
+
+    Knowing what will be replied takes remembering what was said, which a ranker profits from."""
     turns: int = Field(8, ge=1)
     """Most utterances of a conversation."""
     examples: int = Field(2000, ge=1)

@@ -33,7 +33,7 @@ def config(name="scratch:llama-nano", **warmup):
 
 
 class Twenty:
-    """Functions of a game: the environment answers with the length of what was said; over after three turns."""
+    """Functions of a game: the environment answers with the length of what was said; over after three answers."""
 
     has_reply = True
     hash = "0"
@@ -43,7 +43,7 @@ class Twenty:
 
     def done(self, texts):
         self.texts += texts
-        return [text.count("<|start_header_id|>assistant") >= 3 or "!" in text for text in texts]
+        return [text.count("<|start_header_id|>assistant") >= 4 or "!" in text for text in texts]
 
     def reply(self, texts, answers):
         return [f"{len(text.split('assistant')[-1])} {answer}" for text, answer in zip(texts, answers, strict=True)]
@@ -101,7 +101,8 @@ def test_the_environment_answers_what_was_said_until_the_game_is_over():
     for talk in talks:
         said = [turn.said for turn in talk.turns]
         assert len(said) == (said.index("end!") + 1 if "end!" in said else 3)
-        assert [turn.reply for turn in talk.turns] == [f"{len(text)} 7" for text in said[:-1]] + [None]
+        replies = [f"{len(text)} 7" for text in said]
+        assert [turn.reply for turn in talk.turns] == ([*replies[:-1], None] if "end!" in said else replies)
     assert any(
         text.startswith("<|start_header_id|>assistantab[2 7]<|start_header_id|>assistant") for text in functions.texts
     )
@@ -197,6 +198,27 @@ def test_utterances_and_their_ends_are_the_models_own_and_replies_are_given(toke
         "Is it C?<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nno<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nRust!<|eot_id|>"
     )
+
+
+def test_whole_conversations_are_learnt_on_demand(tokenizer):
+    talk = Conversation("Which?", (Turn("Is it C?", "no"), Turn("Rust!")))
+
+    made = example(talk, {"Which?": "<|begin_of_text|>open"}, tokenizer, replies=True)
+
+    assert made.own == [True] * len(made.rest)
+
+
+def test_a_reply_that_ends_the_game_is_the_last_word():
+    class Oracle(Twenty):
+        def done(self, texts):
+            return [text.endswith("3 7]<|start_header_id|>assistant") for text in texts]
+
+    talks = play(Warmup(utterances={"ab": 1.0, "abc": 1.0}, examples=40, turns=8), Oracle())
+
+    for talk in talks:
+        said = [turn.said for turn in talk.turns]
+        assert len(said) == (said.index("abc") + 1 if "abc" in said else 8)
+        assert talk.turns[-1].reply == ("3 7" if "abc" in said else None)
 
 
 def test_only_the_models_own_tokens_are_learnt(make_policy):
