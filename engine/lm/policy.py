@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ class Policy:
     def reply_ids(self, reply: str) -> list[int]:
         """What is appended after an utterance when the environment answers, up to the assistant's next word."""
         return self.encode(chat.reply_text(self.tokenizer, reply))
+
+    def reply_opening(self) -> list[int]:
+        """The tokens that every reply begins with: the end of the utterance's turn, and the environment's header."""
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(self.reply_ids("A"), self.reply_ids("7"), strict=False))
+        return [token for token, _ in same]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text, nothing added."""

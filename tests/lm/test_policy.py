@@ -92,6 +92,15 @@ def test_a_reply_closes_the_turn_and_opens_the_next(make_policy):
     )
 
 
+def test_all_replies_begin_with_the_same_tokens(make_policy):
+    policy = make_policy()
+    opening = policy.reply_opening()
+
+    assert policy.decode(opening) == "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+    for reply in ("Yes.", "no", "12"):
+        assert policy.reply_ids(reply)[: len(opening)] == opening
+
+
 def test_a_tokenizer_without_a_template_or_header_tokens_gets_a_plain_one(saved):
     tokenizer = AutoTokenizer.from_pretrained(saved)
     tokenizer.chat_template = None

@@ -1,7 +1,8 @@
 """The critic over utterances: values of candidates, its double-DQN or Q-and-V update, and its target network.
 
-A value is read at an utterance's last token. All candidates of all states are one tree of tokens, so what they share
-is computed once. Which transitions it learns from, and who is said, is left to the trainer.
+A value is read at an utterance's last token; where the environment answers, at the last token before its words,
+where a language model has worked out what they may be. All candidates of all states are one tree of tokens, so
+what they share is computed once. Which transitions it learns from, and who is said, is left to the trainer.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ class Fresh(Protocol):
 class Ranker:
     """A critic and its target network."""
 
-    def __init__(self, critic: ScalarHead, learner: Learner, config: RankerConfig, *, gamma: float) -> None:
-        self.critic, self.learner = critic, learner
+    def __init__(
+        self, critic: ScalarHead, learner: Learner, config: RankerConfig, *, gamma: float, opening: Ids = ()
+    ) -> None:
+        """`opening`: the tokens between an utterance and the environment's words, where there are any."""
+        self.critic, self.learner, self.opening = critic, learner, list(opening)
         self._config, self._gamma = config, gamma
         self._errors = error_function(config.chosen_loss, sigmoid=config.sigmoid)
         self.target = copy.deepcopy(critic).eval().requires_grad_(False)
@@ -63,7 +67,7 @@ class Ranker:
         out: list[tuple[float, ...]] = []
         for part in _parts(states, candidates):
             twins = self._config.critic == "qv"
-            chosen = [candidates[i] for i in part]
+            chosen = [[self._read(candidate) for candidate in candidates[i]] for i in part]
             packed = pack([states[i] for i in part], chosen, want=("last", "state") if twins else ("last",))
             packed = packed.to(self.device)
             at = self._squashed(self.critic(packed))
@@ -79,6 +83,11 @@ class Ranker:
                 out.append(tuple(rows[position : position + len(options)]))
                 position += len(options)
         return out
+
+    def _read(self, utterance: Ids) -> list[int]:
+        """What the critic reads of an utterance: it, and how the environment's turn opens."""
+        closed = self.opening and len(utterance) and utterance[-1] == self.opening[0]  # it ended its turn itself
+        return [*utterance, *self.opening[1 if closed else 0 :]]
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +144,7 @@ class Ranker:
         if going:
             packed = pack(
                 [rows[i].next_state.tolist() for i in going],
-                [[c.tolist() for c in rows[i].candidates] for i in going],
+                [[self._read(c.tolist()) for c in rows[i].candidates] for i in going],
                 want=("last",),
             ).to(self.device)
             counts = [len(rows[i].candidates) for i in going]
@@ -150,7 +159,7 @@ class Ranker:
 
     def _dqn_loss(self, batch: tuple[Sequence[Transition], Tensor]) -> LossOutput:
         rows, targets = batch
-        packed = pack([r.state.tolist() for r in rows], [[r.action.tolist()] for r in rows], want=("last",))
+        packed = pack([r.state.tolist() for r in rows], [[self._read(r.action.tolist())] for r in rows], want=("last",))
         packed = packed.to(self.device)
         outputs, targets = self.critic(packed)[packed.last], targets.to(self.device)
         errors = self._errors(outputs, targets)
@@ -165,7 +174,8 @@ class Ranker:
     @torch.no_grad()
     def _qv_batch(self, rows: Sequence[Transition], said: Sequence[Ids]) -> tuple[Sequence[Transition], Tensor, Tensor]:
         """The rows with targets of Q and of V for both twins, by the target network."""
-        now = pack([r.state.tolist() for r in rows], [[list(own)] for own in said], want=("last",)).to(self.device)
+        mine = [[self._read(own)] for own in said]
+        now = pack([r.state.tolist() for r in rows], mine, want=("last",)).to(self.device)
         after = [row.next_state.tolist() for row in rows]
         later = pack([s[:-1] for s in after], [[s[-1:]] for s in after], want=("last",)).to(self.device)
         v_targets = self._squashed(self.target(now))[now.last][:, :2]
@@ -176,7 +186,9 @@ class Ranker:
 
     def _qv_loss(self, batch: tuple[Sequence[Transition], Tensor, Tensor]) -> LossOutput:
         rows, q_targets, v_targets = batch
-        packed = pack([r.state.tolist() for r in rows], [[r.action.tolist()] for r in rows], want=("last", "state"))
+        packed = pack(
+            [r.state.tolist() for r in rows], [[self._read(r.action.tolist())] for r in rows], want=("last", "state")
+        )
         packed = packed.to(self.device)
         at = self.critic(packed)
         q, v = at[packed.last][:, :2], at[packed.state][:, 2:]

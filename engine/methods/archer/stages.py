@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.lm.heads import load_head
+from engine.lm.heads import ScalarHead, load_head
 from engine.lm.policy import Policy
 from engine.methods.archer.config import Archer
 from engine.methods.archer.ranker import OUTPUTS, Ranker, spread_twins
@@ -32,17 +32,26 @@ def assemble(ctx: StageContext, config: Archer) -> ArcherTrainer:
         seed=ctx.seed,
         policy=policy,
         speakers=said,
-        ranker=_ranker(loader, policy.tokenizer, config, ctx.seed),
+        ranker=_ranker(ctx, loader, policy, config),
         generator=None if config.generator.mode == "frozen" else _generator(loader, policy, config),
     )
 
 
-def _ranker(loader: Loader, tokenizer: object, config: Archer, seed: int) -> Ranker:
-    critic = loader.head(tokenizer, outputs=OUTPUTS[config.ranker.critic])
+def _ranker(ctx: StageContext, loader: Loader, policy: Policy, config: Archer) -> Ranker:
+    critic = loader.head(policy.tokenizer, outputs=OUTPUTS[config.ranker.critic])
     if config.ranker.critic == "qv":
-        spread_twins(critic, derive(seed, "critic"))
-    optimiser = loader.learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip)
-    return Ranker(critic, optimiser, config.ranker, gamma=config.discount)
+        spread_twins(critic, derive(ctx.seed, "critic"))
+    return _judge(ctx, loader, policy, critic, config)
+
+
+def _judge(ctx: StageContext, loader: Loader, policy: Policy, critic: ScalarHead, config: Archer) -> Ranker:
+    return Ranker(
+        critic,
+        loader.learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip),
+        config.ranker,
+        gamma=config.discount,
+        opening=policy.reply_opening() if ctx.functions.has_reply else (),
+    )
 
 
 def _generator(loader: Loader, policy: Policy, config: Archer) -> TokenLearner:
@@ -69,12 +78,7 @@ def evaluate(ctx: StageContext) -> None:
     folder, step = trained_models(ctx)
     policy = loader.saved_policy(folder / "generator")
     critic = load_head(folder / "ranker", policy.tokenizer, device=ctx.device, dtype=loader.dtype)
-    ranker = Ranker(
-        critic,
-        loader.learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip),
-        config.ranker,
-        gamma=config.discount,
-    )
+    ranker = _judge(ctx, loader, policy, critic, config)
     evaluate_all(
         ctx,
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ def head(model_dir: Path, policy: Policy, outputs: int = 1) -> ScalarHead:
     return critic
 
 
-def ranker(net: ScalarHead, **config: object) -> Ranker:
+def ranker(net: ScalarHead, opening: Sequence[int] = (), **config: object) -> Ranker:
     settings = RankerConfig.model_validate({"batch_size": 4, "updates": 2, **config})
-    return Ranker(net, Learner(net, LearnerSettings(lr=1e-3)), settings, gamma=1.0)
+    return Ranker(net, Learner(net, LearnerSettings(lr=1e-3)), settings, gamma=1.0, opening=opening)
 
 
 def rows(*, done: bool = False, count: int = 6) -> list[Transition]:
@@ -63,6 +64,31 @@ def test_scores_are_those_of_one_candidate_at_a_time(model_dir: Path, policy: Po
     with torch.no_grad():
         for state, options, scored in zip(STATES, CANDIDATES, values, strict=True):
             assert scored == pytest.approx([plainly(critic, state, option) for option in options], abs=1e-5)
+
+
+def test_where_the_environment_answers_a_value_is_read_at_the_opening_of_its_turn(
+    model_dir: Path, policy: Policy
+) -> None:
+    critic, opening = head(model_dir, policy), policy.reply_opening()
+    told = [5, 6, 7]
+    closed = [*told, opening[0]]  # an utterance that ended its turn itself is not ended twice
+
+    (values,) = ranker(critic, opening).values([STATES[0]], [[told, closed]])
+
+    with torch.no_grad():
+        read = plainly(critic, STATES[0], [*told, *opening])
+    assert values == pytest.approx([read, read], abs=1e-5)
+    assert values[0] != pytest.approx(ranker(critic).values([STATES[0]], [[told]])[0][0], abs=1e-3)
+
+
+def test_learning_reads_values_where_ranking_does(model_dir: Path, policy: Policy) -> None:
+    """Episodes of one utterance: the loss is the mean square of value minus score, the opening included."""
+    judge = ranker(head(model_dir, policy), policy.reply_opening(), sigmoid=False, updates=1)
+    data = rows(done=True, count=4)
+    values = judge.values([r.state.tolist() for r in data], [[r.action.tolist()] for r in data])
+    by_hand = sum((value[0] - row.reward) ** 2 for value, row in zip(values, data, strict=True)) / 4
+
+    assert judge.update(lambda n: data)["ranker/loss"] == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_permuting_candidates_permutes_scores(model_dir: Path, policy: Policy) -> None:
