@@ -141,7 +141,8 @@ class _Probed:
                 )
             self._twice("split_fn", output)
             self._twice("reply_fn", text, item.answer)
-        self._judge(scores)
+        if "reply_fn" not in self._present:  # in a game, the first thing said is a move and no answer
+            self._judge(scores)
 
     def latencies(self, item: Item) -> dict[str, float]:
         """Seconds a call on the longest of the ordinary probes, by function."""

@@ -74,6 +74,14 @@ def test_a_broken_contract_is_a_problem_of_that_function(name: str, code: str, m
         report.check()
 
 
+def test_a_game_is_not_expected_to_pay_for_the_gold_answer_as_a_first_move() -> None:
+    flat = Sources(score_fn="def score_fn(text, answer):\n    return 0.0\n")
+    game = replace(flat, reply_fn="def reply_fn(text, answer):\n    return 'No.'\n")
+
+    assert len(preflight(flat, ITEMS).warnings) == 1
+    assert preflight(game, ITEMS).warnings == ()
+
+
 def test_every_broken_function_is_told_at_once_with_its_place_in_the_file() -> None:
     sources = Sources(
         score_fn="def score_fn(text, answer):\n    x = 1\n    raise KeyError(x)\n",
