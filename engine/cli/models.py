@@ -5,12 +5,14 @@ Stages know no store: what `run:<handle>@<label>` means is settled when a plan i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import ModelError, NotFound
+from engine.plan.hashing import sha256_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from engine.plan.stage import Plan
     from engine.store.tables import Run
 
+_SMALL = 4 << 20
+"""Bytes up to which a model's file is hashed by its content."""
 PREFERRED = ("policy", "generator")
 """Which of a checkpoint's models is meant where it holds several."""
 
@@ -34,7 +38,13 @@ class FoundCheckpoint:
 
 
 def with_models(plan: Plan, model_name: str) -> Plan:
-    """The plan with a `run:` model resolved; any other plan as it is. Raises NotFound or ModelError."""
+    """The plan with what its model's name leads to: a run's checkpoint, or the content of a local directory.
+
+    Any other plan stays as it is. Raises NotFound or ModelError.
+    """
+    if model_name.startswith((".", "/", "~")):
+        folder = Path(model_name).expanduser()
+        return _with_extra(plan, {"model_content": content(folder)}) if folder.is_dir() else plan
     if not model_name.startswith("run:"):
         return plan
     from engine.cli.places import required_store
@@ -47,7 +57,27 @@ def with_models(plan: Plan, model_name: str) -> Plan:
         handle = f"@{last}"
     with required_store().read() as session:
         found = checkpoint(session, runs.find(session, handle), label or "best")
-    extra = {"model_path": str(model_folder(found.path)), "model_sha256": found.sha256}
+    return _with_extra(plan, {"model_path": str(model_folder(found.path)), "model_sha256": found.sha256})
+
+
+def content(folder: Path) -> str:
+    """A hash that changes when a file below `folder` does: by content where it is small, by size and time where not.
+
+    Weights of many gigabytes would take minutes to read, and a plan has to be quick.
+    """
+    told = []
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        stat = path.stat()
+        if stat.st_size <= _SMALL:
+            said = hashlib.sha256(path.read_bytes()).hexdigest()
+        else:
+            said = f"{stat.st_size} {stat.st_mtime_ns}"
+        told.append([path.relative_to(folder).as_posix(), said])
+    return sha256_of(told)
+
+
+def _with_extra(plan: Plan, extra: Mapping[str, str]) -> Plan:
+    """The plan whose models are told more about: it counts in their cache keys."""
     stages = [
         replace(stage, extra={**stage.extra, **extra}) if stage.kind == "lm.prepare" else stage for stage in plan.stages
     ]

@@ -158,6 +158,23 @@ def test_a_model_of_another_run_must_be_there(rlx, spec, queued, lab):
     assert plan["stages"][0]["extra"]["model_sha256"] == "c" * 64
 
 
+def test_a_local_model_is_known_by_what_is_in_it(rlx, spec, tmp_path):
+    text = spec.read_text()
+    spec.write_text(text[: text.index("  # What a model from scratch reads first")] + "evaluation: {every: 10}\n")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+
+    def told() -> str:
+        plan = rlx("plan", str(spec), f"model.name={folder}", "--json").data
+        return str(plan["stages"][0]["extra"]["model_content"])
+
+    first = told()
+    assert told() == first
+    (folder / "config.json").write_text("{ }")
+    assert told() != first
+
+
 def rlx_process(*line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "engine.cli", *line],
