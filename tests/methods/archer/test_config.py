@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from engine.methods.archer.config import Archer
+from engine.spec.dataset import Dataset, Item
 
 
 def test_the_paper_is_one_key_away() -> None:
@@ -55,3 +56,12 @@ def test_values_that_are_squashed_are_fitted_by_cross_entropy(ranker: dict[str, 
 def test_contradictions_are_refused(wrong: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         Archer.model_validate(wrong)
+
+
+def test_costs_a_turn_do_not_go_with_values_between_0_and_1() -> None:
+    free = Dataset(items=(Item(prompt="Which?"),))
+    costly = free.model_copy(update={"turn_cost": 0.1})
+
+    assert list(Archer().refuses(free)) == []
+    assert [path for path, _ in Archer().refuses(costly)] == ["algorithm.ranker.sigmoid"]
+    assert list(Archer.model_validate({"ranker": {"sigmoid": False}}).refuses(costly)) == []
