@@ -209,7 +209,8 @@ def draw(points: Sequence[Point], task: str, splits: Sequence[str]) -> Path:
             panel.grid(alpha=0.3)
             panel.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(f"mean score, {split}")
-        row[0].set_ylim(-0.02 if min(p.mean for p in points) >= 0 else -1.25, 1.02)
+        means = [p.mean for p in points]
+        row[0].set_ylim(max(-1.25, min(means) - 0.03), max(means) + 0.03)
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     path = ROOT / "docs" / "images" / f"learning-{task}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,8 +222,11 @@ def keep(task: str, home: Path) -> None:
     """Write what the runs of a home measured into the results."""
     points = collect(task, home)
     RESULTS.mkdir(exist_ok=True)
-    document = {"task": task, "seeds": sorted({p.seed for p in points}), "points": [asdict(p) for p in points]}
-    (RESULTS / f"learning-{task}.json").write_text(json.dumps(document, indent=1) + "\n")
+    rows = [{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(p).items()} for p in points]
+    seeds = sorted({p.seed for p in points})
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    text = f'{{"task": {json.dumps(task)}, "seeds": {seeds}, "points": [\n{lines}\n]}}\n'
+    (RESULTS / f"learning-{task}.json").write_text(text)
 
 
 def report(task: str) -> None:

@@ -41,7 +41,10 @@ class Trainee(Protocol):
         """Iteration `number`, counted from 1; returns its metrics."""
 
     def rankings(self) -> Sequence[tuple[str, int, Valuer | None]]:
-        """What is evaluated: a metric's name, candidates a decision, and who ranks them. The first decides `best`."""
+        """What is evaluated: a metric's name, candidates a decision, and who ranks them.
+
+        The first decides which checkpoint is `best`, and where it is equal the next does.
+        """
 
     def models(self) -> Mapping[str, SaveModel]:
         """Writers of Hugging Face directories."""
@@ -62,7 +65,7 @@ class Course:
         self._every, self._runs = int(plan["every"]), int(plan["runs_per_item"])
         self._splits = plan.get("splits")
         self._step = 0
-        self._best: tuple[float, int] | None = None
+        self._best: tuple[list[float], int] | None = None
         self._evaluated = -1
 
     def run(self) -> None:
@@ -111,18 +114,20 @@ class Course:
         """Evaluate the present step, once, on every split; then checkpoint, as `best` if it is."""
         if self._evaluated == self._step:
             return
-        main: float | None = None
+        scores: list[float] = []  # of the first split, in the order of the rankings
         for split, speaker in self._trainee.speakers.items():
             if self._splits is not None and split not in self._splits:
                 continue
             speaker.sampler.refresh()  # a resumed run starts here without any cached activations
+            means = []
             for metric, candidates, valuer in self._trainee.rankings():
                 played = self._play(speaker, split, candidates, valuer)
                 self._report(played, metric, first=metric == self._trainee.rankings()[0][0])
-                main = played.mean if main is None else main
+                means.append(played.mean)
+            scores = scores or means
         self._evaluated = self._step
-        if main is not None and (self._best is None or main > self._best[0]):
-            self._best = (main, self._step)
+        if scores and (self._best is None or scores > self._best[0]):
+            self._best = (scores, self._step)
             self._checkpoint()
             self._write("best")
         else:
@@ -169,7 +174,7 @@ class Course:
             setattr(costs, key, value)
         self._evaluated = int(state["evaluated"])
         if state["best"] is not None:
-            self._best = (float(state["best"][0]), int(state["best"][1]))
+            self._best = ([float(score) for score in state["best"][0]], int(state["best"][1]))
             source = best_checkpoint(restored, self._best[1])
             for model in self._trainee.models():
                 shutil.copytree(source / model, self._ctx.output_dir / "best" / model, dirs_exist_ok=True)
