@@ -123,7 +123,7 @@ class Course:
             for metric, candidates, valuer in self._trainee.rankings():
                 played = self._play(speaker, split, candidates, valuer)
                 self._report(played, metric, first=metric == self._trainee.rankings()[0][0])
-                means.append(played.mean)
+                means.append(round(played.mean, 9))  # equal is equal, in whatever order it was summed
             scores = scores or means
         self._evaluated = self._step
         if scores and (self._best is None or scores > self._best[0]):

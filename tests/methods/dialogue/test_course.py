@@ -56,6 +56,7 @@ class Still:
     [
         ({0: (0.1, 0.1), 2: (1.0, 0.7), 4: (0.9, 0.9)}, 2),
         ({0: (0.1, 0.1), 2: (1.0, 0.7), 4: (1.0, 0.9)}, 4),  # as good with the ranker, better alone
+        ({0: (0.1, 0.1), 2: (0.6, 0.5), 4: (0.6 - 1e-16, 0.6)}, 4),  # a rounding error is no difference
         ({0: (0.1, 0.1), 2: (1.0, 0.9), 4: (1.0, 0.9)}, 2),  # nothing tells them apart: the earlier one stays
     ],
 )
