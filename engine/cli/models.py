@@ -42,7 +42,9 @@ def with_models(plan: Plan, model_name: str) -> Plan:
 
     Any other plan stays as it is. Raises NotFound or ModelError.
     """
-    if model_name.startswith((".", "/", "~")):
+    from engine.lm.reference import parse
+
+    if parse(model_name).kind == "path":
         folder = Path(model_name).expanduser()
         return _with_extra(plan, {"model_content": content(folder)}) if folder.is_dir() else plan
     if not model_name.startswith("run:"):

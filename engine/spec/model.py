@@ -100,6 +100,8 @@ class Warmup(SpecModel):
             raise complaint(f"{' and '.join(given)} exclude each other: keep one", at=given[-1])
         if self.file_sha256 is not None and self.file is None:
             raise complaint("file_sha256 goes with `file`", at="file_sha256")
+        if self.learn == "conversation" and self.utterances is None:
+            raise complaint("learn: conversation goes with `utterances`: nobody replies to a text", at="learn")
         texts = {"template": [self.template or ""], "utterances": list(self.utterances or ()), "file": []}[given[0]]
         used = {name for text in texts for name in placeholders(text)}
         for name in sorted(used - set(self.slots)):

@@ -277,3 +277,8 @@ def test_items_that_are_elsewhere_must_be_handed_in(tmp_path):
     prepare(LocalContext(away, 0, tmp_path / "b"), [Task("Which?", "Rust")])
 
     assert (tmp_path / "b" / "model.safetensors").is_file()
+
+
+def test_replies_can_only_be_learnt_where_there_are_any():
+    with pytest.raises(ValueError, match="nobody replies"):
+        Warmup(template="Rust", learn="conversation")
