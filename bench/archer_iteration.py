@@ -86,6 +86,7 @@ def work(
                 "entropy": 0.03,
                 "grad_clip": None,
                 "normalise": False,
+                "signal": "q",
                 "start_after": 0,
             },
         }

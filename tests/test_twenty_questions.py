@@ -62,6 +62,11 @@ def test_a_reply_says_yes_or_no_and_all_that_is_known(functions: dict[str, Any])
     assert score == pytest.approx(1 - 6 * 0.1)
 
 
+def test_a_turn_that_the_player_opens_himself_is_no_question(functions: dict[str, Any]) -> None:
+    text = "user\n\n" + DATASET["main_prompt"] + "\n" + OPENING + "red" + OPENING + "small?"
+    assert functions["reply_fn"](text, "small red square old") == "Yes: small ? ? ?"
+
+
 def test_a_player_who_gives_up_keeps_the_share_that_he_found(functions: dict[str, Any]) -> None:
     assert play(functions, "small red square old", lambda board: "red") == pytest.approx(0.25 - 20 * 0.1)
 

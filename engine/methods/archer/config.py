@@ -120,8 +120,10 @@ class Generator(PolicyUpdate):
     algorithm: Literal["ppo", "reinforce"] = "ppo"
     states: Literal["current", "replay"] = "current"
     """`current`: all candidates of this iteration's decisions. `replay`: one fresh utterance in each replayed state."""
-    signal: Literal["q", "centred", "advantage"] = "q"
-    """An utterance's reward: its Q; Q minus the mean of its rivals; or Q − V, for `critic: qv`."""
+    signal: Literal["q", "centred", "advantage"] | None = None
+    """An utterance's reward: its Q; Q minus the mean of its rivals; or Q − V, for `critic: qv`.
+
+    Empty: `centred` where an utterance has rivals, else `q`."""
     value_net: bool = True
     """Whether PPO has a token-level value network as its baseline."""
     value_lr: float = Field(1e-3, gt=0)
@@ -129,7 +131,7 @@ class Generator(PolicyUpdate):
     """GAE's λ over the tokens of an utterance."""
     clip: float = Field(0.2, gt=0)
     """Half-width of PPO's trust region on the importance ratio."""
-    start_after: int = Field(5, ge=0)
+    start_after: int = Field(8, ge=0)
     """Iterations of the critic alone before the policy is first moved."""
     batch_size: int = Field(32, ge=1)
     """Replayed states an iteration, for `states: replay`."""
@@ -142,7 +144,7 @@ class Archer(SpecModel):
     name: Literal["archer"] = "archer"
     variant: Literal["recurve", "paper"] = "recurve"
     """Whose algorithm the defaults are."""
-    iterations: int = Field(24, ge=1)
+    iterations: int = Field(32, ge=1)
     discount: float = Field(1.0, gt=0, le=1)
     """γ, at both levels."""
     episodes: ArcherEpisodes = ArcherEpisodes()
@@ -170,6 +172,12 @@ class Archer(SpecModel):
         if self.ranker.candidates == 1 and self.ranker.critic == "dqn" and self.generator.mode == "frozen":
             raise ValueError("one candidate and a frozen generator leave nothing to learn")
         return self
+
+    @property
+    def signal(self) -> Literal["q", "centred", "advantage"]:
+        """What an utterance earns, where the spec leaves it open too."""
+        rivals = self.ranker.candidates > 1 and self.generator.states == "current"
+        return self.generator.signal or ("centred" if rivals else "q")
 
     def refuses(self, dataset: Dataset) -> Iterator[tuple[str, str]]:
         """What this setting cannot make of a dataset: (the key to blame, why)."""

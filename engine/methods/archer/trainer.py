@@ -104,7 +104,7 @@ class ArcherTrainer:
             for place, (episode, context) in enumerate(zip(episodes, contexts, strict=True)):
                 rewards = utterance_rewards(
                     values[place],
-                    signal=self.config.generator.signal,
+                    signal=self.config.signal,
                     executed=chosen[place],
                     earned=episode.rewards[-1] if episode.done else None,
                 )
@@ -118,7 +118,7 @@ class ArcherTrainer:
 
     def _values(self, contexts: Sequence[Ids], proposals: Sequence[Sequence[Utterance]]) -> list[tuple[float, ...]]:
         candidates = [[utterance.token_ids for utterance in group] for group in proposals]
-        if self.config.generator.signal == "advantage":
+        if self.config.signal == "advantage":
             return self.ranker.advantages(contexts, candidates)
         return self.ranker.values(contexts, candidates)
 
@@ -171,7 +171,7 @@ class ArcherTrainer:
         """Remembered states, each with a fresh utterance that is worth what the critic says of it."""
         states = [row.state.tolist() for row in self._replay.sample(self.config.generator.batch_size, rng)]
         said = self._completions(states, "actor", number)
-        worth = self.ranker.advantages if self.config.generator.signal == "advantage" else self.ranker.values
+        worth = self.ranker.advantages if self.config.signal == "advantage" else self.ranker.values
         values = worth(states, [[utterance.token_ids] for utterance in said])
         return [_group(state, [u], value) for state, u, value in zip(states, said, values, strict=True)]
 

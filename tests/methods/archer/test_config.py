@@ -58,6 +58,20 @@ def test_contradictions_are_refused(wrong: dict[str, Any], complaint: str) -> No
         Archer.model_validate(wrong)
 
 
+@pytest.mark.parametrize(
+    ("config", "signal"),
+    [
+        ({}, "centred"),
+        ({"generator": {"signal": "q"}}, "q"),
+        ({"ranker": {"candidates": 1}}, "q"),
+        ({"ranker": {"candidates": 4}, "generator": {"states": "replay"}}, "q"),
+        ({"variant": "paper"}, "advantage"),
+    ],
+)
+def test_utterances_with_rivals_earn_what_they_are_better_by(config: dict[str, Any], signal: str) -> None:
+    assert Archer.model_validate(config).signal == signal
+
+
 def test_costs_a_turn_do_not_go_with_values_between_0_and_1() -> None:
     free = Dataset(items=(Item(prompt="Which?"),))
     costly = free.model_copy(update={"turn_cost": 0.1})
