@@ -86,6 +86,8 @@ class Ranker(SpecModel):
     """Minibatches per optimiser step."""
     grad_clip: float | None = Field(1.0, gt=0)
     """Largest gradient norm; empty: unbounded."""
+    beta2: float = Field(0.95, gt=0, lt=1)
+    """Adam's memory of squared gradients. Over the usual 0.999 a long quiet time makes the step after it too large."""
     target: Target = Target()
     epsilon: Epsilon = Epsilon()
     replay: Replay = Replay()

@@ -45,10 +45,11 @@ def _ranker(ctx: StageContext, loader: Loader, policy: Policy, config: Archer) -
 
 
 def _judge(ctx: StageContext, loader: Loader, policy: Policy, critic: ScalarHead, config: Archer) -> Ranker:
+    asked = config.ranker
     return Ranker(
         critic,
-        loader.learner(critic, lr=config.ranker.lr, grad_clip=config.ranker.grad_clip),
-        config.ranker,
+        loader.learner(critic, lr=asked.lr, grad_clip=asked.grad_clip, beta2=asked.beta2),
+        asked,
         gamma=config.discount,
         opening=policy.reply_opening() if ctx.functions.has_reply else (),
     )

@@ -44,10 +44,10 @@ class Loader:
         """Of loaded weights: the run's precision below adapters; whatever is trained in full stays in float32."""
         return torch.float32 if self.lora is None else self._numbers
 
-    def learner(self, module: torch.nn.Module, *, lr: float, grad_clip: float | None) -> Learner:
+    def learner(self, module: torch.nn.Module, *, lr: float, grad_clip: float | None, beta2: float = 0.999) -> Learner:
         """Adam on everything trainable in `module`, its forward passes in the run's precision."""
         precision = self._numbers if self.lora is None else torch.float32
-        return Learner(module, LearnerSettings(lr=lr, clip_norm=grad_clip), precision=precision)
+        return Learner(module, LearnerSettings(lr=lr, betas=(0.9, beta2), clip_norm=grad_clip), precision=precision)
 
     def head(self, tokenizer: Any, *, outputs: int = 1) -> ScalarHead:
         """A new critic or value network on a copy of the same trunk."""
