@@ -246,7 +246,7 @@ def main() -> None:
     run = commands.add_parser("run")
     run.add_argument("task", choices=TASKS)
     run.add_argument("--seeds", type=int, default=5)
-    run.add_argument("--first-seed", type=int, default=4000, help="fresh: no default was chosen on these")
+    run.add_argument("--first-seed", type=int, default=5000, help="fresh: no default was chosen on these")
     run.add_argument("--jobs", type=int, default=2)
     run.add_argument("--home", type=Path, default=None)
     again = commands.add_parser("report")
