@@ -56,6 +56,11 @@ class Settings:
         """What could not yet be delivered to the database."""
         return self.home / "spool"
 
+    @property
+    def sockets(self) -> Path:
+        """Where stage processes that lost their worker can be found by its successor."""
+        return self.home / "run"
+
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, for a process that we start."""
         return {

@@ -1,7 +1,8 @@
 """The worker's side of its nursery: asks it for stage processes, and hears how they end.
 
 The nursery is a process of its own, because it imports torch and the worker must not. One that dies takes
-its children with it; the next stage gets a new one.
+its children with it; the next stage gets a new one. One whose worker died keeps them for a while: `adopt`
+makes them ours.
 """
 
 from __future__ import annotations
@@ -19,10 +20,17 @@ from engine.errors import RlxError
 from engine.log import get_logger
 from engine.store.processes import process_started
 from workers import trees, wire
+from workers.door import knock
 
 log = get_logger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+ALONE_S = 6.0
+"""How long stage processes go on without a worker before they are asked to stop at a checkpoint."""
+GRACE_S = 6.0
+"""From then until they are killed. Both, and the heartbeat before the worker's death, are less than a lease: when
+another worker takes a stage up, nothing of this one holds its GPUs any more."""
 
 
 class NoChild(RlxError):
@@ -81,14 +89,56 @@ class Child:
         self._born.set()
 
 
-class Children:
-    """Stage processes on demand. Thread-safe."""
+class Nursery:
+    """One nursery as its worker sees it: a channel, and the children that it has borne."""
 
-    def __init__(self) -> None:
+    def __init__(self, channel: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.channel, self.process = channel, process
+        """No process: an adopted one, which is not our child."""
+        self.children: dict[str, Child] = {}
+        self.gone = False
+
+    def listen(self) -> None:
+        """Hear of births and deaths until the nursery is gone."""
+        while (message := wire.receive(self.channel)) is not None:
+            match message:
+                case {"spawned": name, "pid": pid}:
+                    self.children[name]._be_born(pid)
+                case {"exited": name, "status": status}:
+                    self.children.pop(name)._end(status)
+                case {"refused": name, "error": error}:
+                    self.children.pop(name)._end(0, refused=error)
+        self.gone = True
+        code = None if self.process is None else self.process.wait()
+        orphans, self.children = self.children, {}
+        if orphans:
+            log.error("the nursery has died with its stages", extra={"status": code, "stages": len(orphans)})
+        for child in orphans.values():
+            child._end(-signal.SIGKILL, refused=f"the nursery ended with status {code}" if child.pid is None else None)
+        self.channel.close()
+
+    def close(self) -> None:
+        """End every child, and with them the nursery."""
+        for child in list(self.children.values()):
+            child.kill()
+        with suppress(OSError):
+            self.channel.shutdown(socket.SHUT_RDWR)
+        if self.process is not None:
+            self.process.kill()  # it may be busy importing; what it has borne dies with it
+            self.process.wait()
+
+
+class Children:
+    """Stage processes on demand, and those of dead predecessors that listen in `folder`. Thread-safe.
+
+    Should we die, ours go on for `alone_s`, are then asked to stop, and killed `grace_s` later.
+    """
+
+    def __init__(self, folder: Path, *, alone_s: float = ALONE_S, grace_s: float = GRACE_S) -> None:
+        self._folder, self._patience = folder, (str(alone_s), str(grace_s))
         self._lock = threading.Lock()
-        self._channel: socket.socket | None = None
-        self._nursery: subprocess.Popen[bytes] | None = None
-        self._alive: dict[str, Child] = {}
+        self._own: Nursery | None = None
+        self._adopted: list[Nursery] = []
 
     def warm_up(self) -> None:
         """Start the nursery, so that it imports while we do other things."""
@@ -97,43 +147,61 @@ class Children:
 
     @property
     def nursery_pid(self) -> int | None:
-        """The nursery's process, None before it was needed."""
-        return None if self._nursery is None else self._nursery.pid
+        """Our nursery's process, None before it was needed."""
+        return None if self._own is None or self._own.process is None else self._own.process.pid
 
     def spawn(self, name: str, task: Path, log_path: Path) -> Child:
         """Ask for a process for the task. Raises NoChild where nobody can be asked."""
         child = Child()
         with self._lock:
-            channel = self._ensure_nursery()
-            self._alive[name] = child
+            nursery = self._ensure_nursery()
+            nursery.children[name] = child
             try:
-                wire.send(channel, {"spawn": name, "task": str(task), "log": str(log_path)})
+                wire.send(nursery.channel, {"spawn": name, "task": str(task), "log": str(log_path)})
             except OSError as error:
-                self._alive.pop(name, None)
+                nursery.children.pop(name, None)
                 raise NoChild(f"the nursery of stage processes is gone: {error}") from error
         return child
 
-    def close(self) -> None:
-        """End the nursery, and with it every stage process."""
-        with self._lock:
-            channel, nursery = self._channel, self._nursery
-            self._channel = None
-        for child in list(self._alive.values()):
-            child.kill()
-        if channel is not None:
-            with suppress(OSError):
-                channel.shutdown(socket.SHUT_RDWR)
-        if nursery is not None:
-            nursery.kill()  # it may be busy importing; what it has borne dies with it
-            nursery.wait()
+    def adopt(self, worker_pid: int) -> dict[str, Child]:
+        """Become the worker of the nurseries that a dead one on this host has left; name -> child of all theirs."""
+        found: dict[str, Child] = {}
+        for path in sorted(self._folder.glob(f"{worker_pid}-*.sock")):
+            if (channel := knock(path)) is None or (told := wire.receive(channel)) is None:
+                continue  # gone, or another worker's by now
+            nursery = Nursery(channel)
+            for name, pid in told["alive"]:
+                nursery.children[name] = child = Child()
+                child._be_born(pid)
+                found[name] = child
+            with self._lock:
+                self._adopted.append(nursery)
+            _in_background(nursery)
+        return found
 
-    def _ensure_nursery(self) -> socket.socket:
-        if self._channel is not None:
-            return self._channel
+    def close(self) -> None:
+        """End every nursery, and with it every stage process."""
+        with self._lock:
+            nurseries = [*self._adopted, *([] if self._own is None else [self._own])]
+            self._own, self._adopted = None, []
+        for nursery in nurseries:
+            nursery.close()
+
+    def _ensure_nursery(self) -> Nursery:
+        if self._own is not None and not self._own.gone:
+            return self._own
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._nursery = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workers.nursery", str(theirs.fileno())],
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "workers.nursery",
+                    str(theirs.fileno()),
+                    str(self._folder),
+                    *self._patience,
+                ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 # One thread, and no CUDA context from merely asking whether there is a GPU: both would spoil the fork.
@@ -142,29 +210,13 @@ class Children:
                 ),
                 start_new_session=True,  # Ctrl-C is for the worker
             )
-        self._channel = ours
-        threading.Thread(target=self._listen, args=(ours, self._nursery), name="nursery", daemon=True).start()
-        return ours
+        self._own = Nursery(ours, process)
+        _in_background(self._own)
+        return self._own
 
-    def _listen(self, channel: socket.socket, nursery: subprocess.Popen[bytes]) -> None:
-        while (message := wire.receive(channel)) is not None:
-            match message:
-                case {"spawned": name, "pid": pid}:
-                    self._alive[name]._be_born(pid)
-                case {"exited": name, "status": status}:
-                    self._alive.pop(name)._end(status)
-                case {"refused": name, "error": error}:
-                    self._alive.pop(name)._end(0, refused=error)
-        with self._lock:
-            if self._channel is channel:
-                self._channel = None
-            orphans, self._alive = self._alive, {}
-        code = nursery.wait()
-        if orphans:
-            log.error("the nursery has died with its stages", extra={"status": code, "stages": len(orphans)})
-        for child in orphans.values():
-            child._end(-signal.SIGKILL, refused=f"the nursery ended with status {code}" if child.pid is None else None)
-        channel.close()
+
+def _in_background(nursery: Nursery) -> None:
+    threading.Thread(target=nursery.listen, name="nursery", daemon=True).start()
 
 
 def python_environment(**more: str) -> dict[str, str]:

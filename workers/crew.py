@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from uuid import UUID
 
 from engine.errors import Unreachable
@@ -15,8 +16,9 @@ from engine.log import get_logger
 from engine.store import queue
 from engine.store.queue import Waiting
 from engine.store.tables import StageId
+from workers import adoption
 from workers.devices import Devices
-from workers.supervisor import Deps, supervise
+from workers.supervisor import Deps, supervise, take_over
 
 log = get_logger(__name__)
 
@@ -57,17 +59,30 @@ class Crew:
         with self._deps.db.read() as session:
             return queue.ready(session, queues=self._queues, now=self._deps.now(), run_id=self._run_id)
 
-    def _start(self, stage_id: StageId, devices: tuple[str, ...]) -> None:
-        thread = threading.Thread(target=self._work, args=(stage_id, devices), name=f"stage {stage_id}", daemon=True)
+    def adopt(self) -> None:
+        """Go on with what a predecessor of ours, dead by now, left at work on this host."""
+        for found in adoption.adopt(self._deps, self._devices, self._run_id):
+            age_s = (self._deps.now() - found.started_at).total_seconds()
+            self._start(
+                found.task.claimed.stage_id,
+                found.devices,
+                partial(take_over, found.task, found.child, age_s, self._deps),
+            )
+
+    def _start(self, stage_id: StageId, devices: tuple[str, ...], work: Callable[[], object] | None = None) -> None:
+        work = work or partial(supervise, stage_id, devices, self._deps)
+        thread = threading.Thread(
+            target=self._work, args=(stage_id, devices, work), name=f"stage {stage_id}", daemon=True
+        )
         with self._changed:
             self._busy.add(stage_id)
             self._threads.add(thread)
         thread.start()
 
-    def _work(self, stage_id: StageId, devices: tuple[str, ...]) -> None:
+    def _work(self, stage_id: StageId, devices: tuple[str, ...], work: Callable[[], object]) -> None:
         look_again = False
         try:
-            supervise(stage_id, devices, self._deps)
+            work()
             look_again = True
         except Unreachable as error:
             log.warning("the stage could not be claimed", extra={"error": str(error)})

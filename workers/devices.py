@@ -71,6 +71,18 @@ class Devices:
                 slots, gpus = max(0, slots - needs.slots), max(0, gpus - needs.gpus)
         return chosen
 
+    def lend_again(self, devices: Sequence[str]) -> tuple[str, ...] | None:
+        """What a dead predecessor had lent: exactly these GPUs, and as many slots; None where they are not free."""
+        gpus = [name for name in devices if name.startswith("gpu:")]
+        slots = len(devices) - len(gpus)
+        with self._lock:
+            if slots > len(self._free_slots) or not set(gpus) <= set(self._free_gpus):
+                return None
+            taken = self._free_slots[:slots] + gpus
+            del self._free_slots[:slots]
+            self._free_gpus = [name for name in self._free_gpus if name not in gpus]
+        return tuple(taken)
+
     def give_back(self, taken: Sequence[str]) -> None:
         """The attempt is over."""
         with self._lock:

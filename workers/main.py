@@ -55,7 +55,7 @@ def run_worker(
     With `run_id` the worker serves that run alone, whatever queues its stages are in, and leaves when it is over.
     """
     signals = Signals()
-    children = Children()
+    children = Children(settings.sockets)
     children.warm_up()  # first of all: it takes longest
     try:
         db = open_database(settings)
@@ -68,6 +68,7 @@ def run_worker(
         deps = Deps(settings, db, worker, children, times=times or Times())
         crew = Crew(deps, devices, queues, run_id, on_idle=signals.wake)
         try:
+            _quietly(crew.adopt)
             return _work(deps, crew, signals, queues, run_id)
         finally:
             _say_goodbye(db, worker)

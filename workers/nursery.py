@@ -1,8 +1,10 @@
 """The warm parent of stage processes: it has imported torch, and forks one child per attempt in milliseconds.
 
-Run as `python -m workers.nursery FD`. It has one thread and never touches CUDA, so that a fork of it is as
-good as new. It ends when its worker does, however that ends, and takes every stage process with it. The
-worker's side is `children`; what a child does is `stage_process`.
+Run as `python -m workers.nursery FD FOLDER ALONE_S GRACE_S`. It has one thread and never touches CUDA, so that
+a fork of it is as good as new. When its worker goes without a word, it keeps the stage processes for ALONE_S,
+with a socket in FOLDER where the worker's successor finds it; when none comes, they are asked to stop, killed
+GRACE_S later, and all is over before their leases are. The worker's side is `children`; what a child does is
+`stage_process`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from workers import trees, wire
+from workers.door import Door
 
 NEEDED = ("torch", "numpy.random", "workers.stage_process")
 """What every stage's process runs on."""
@@ -38,40 +42,86 @@ PRELOADED = (
 MARK = "RLX_ATTEMPT"
 """Environment variable that a stage's process hands on to whatever it starts."""
 
+_TICK_S = 0.2
+
 
 class Nursery:
-    """The state of a running nursery: its worker's socket and its children."""
+    """The state of a running nursery: its worker's socket, its children, and its patience while it has no worker."""
 
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
+    def __init__(self, channel: socket.socket, folder: Path, alone_s: float, grace_s: float) -> None:
+        self._channel: socket.socket | None = channel
+        self._folder, self._worker = folder, os.getppid()
+        self._door: Door | None = None
         self._children: dict[int, str] = {}
+        self._alone_s, self._grace_s, self._alone_since = alone_s, grace_s, 0.0
+        self._old = False
         self._ends, wakes = os.pipe()
         os.set_blocking(self._ends, False)
         os.set_blocking(wakes, False)
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._poll = select.poll()
-        self._poll.register(channel, select.POLLIN)
-        self._poll.register(self._ends, select.POLLIN)
 
     def serve(self) -> None:
-        """Fork and report until the worker is gone; then end every child."""
+        """Fork and report while our worker lives; once it has died, keep what we have borne for another; then end."""
         try:
-            while True:
-                ready = {fd for fd, _ in self._poll.poll()}
-                if self._ends in ready:
-                    os.read(self._ends, 4096)
-                self._reap()
-                if self._channel.fileno() in ready:
-                    request = wire.receive(self._channel)
-                    if request is None:
-                        return
-                    self._spawn(request)
-        except BrokenPipeError:
-            return  # the worker went while we reported
+            while self._children or not self._old:
+                self._turn()
         finally:
             for pid in self._children:
                 trees.kill_tree(pid)
+            if self._door is not None:
+                self._door.close()
+
+    def _turn(self) -> None:
+        door = None if self._door is None else self._door.socket
+        ears: list[socket.socket | int] = [ear for ear in (self._channel, door) if ear is not None]
+        ready, _, _ = select.select([*ears, self._ends], [], [], None if self._channel is not None else _TICK_S)
+        if self._ends in ready:
+            os.read(self._ends, 4096)
+        self._reap()
+        if self._channel is None:
+            self._lose_patience()
+            if self._door is not None and door in ready:
+                self._take_in(self._door)
+        elif self._channel in ready:
+            request = wire.receive(self._channel)
+            if request is None:
+                self._be_orphaned()
+            else:
+                self._spawn(request)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        if self._channel is None:
+            return
+        try:
+            wire.send(self._channel, message)
+        except OSError:  # the worker went while we reported
+            self._be_orphaned()
+
+    def _be_orphaned(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self._channel, self._alone_since, self._old = None, time.monotonic(), True
+        if self._children:
+            try:
+                self._door = Door(self._folder / f"{self._worker}-{os.getpid()}.sock")
+            except OSError:
+                traceback.print_exc()  # nobody will find us: the stages end when our patience does
+
+    def _take_in(self, door: Door) -> None:
+        """A worker has come: tell it whom we have. From now on we are its."""
+        self._channel, self._worker = door.answer()
+        self._door = None
+        self._tell({"alive": [[name, pid] for pid, name in self._children.items()]})
+
+    def _lose_patience(self) -> None:
+        alone_s = time.monotonic() - self._alone_since
+        if alone_s > self._alone_s + self._grace_s:
+            for pid in self._children:
+                trees.kill_tree(pid)
+        elif alone_s > self._alone_s:
+            for pid in self._children:
+                os.kill(pid, signal.SIGTERM)  # again and again: the first may come before the process listens
 
     def _spawn(self, request: dict[str, Any]) -> None:
         gc.freeze()  # what is here already is nobody's garbage: collecting it in a child would copy its pages
@@ -79,12 +129,12 @@ class Nursery:
         try:
             pid = os.fork()
         except OSError as error:
-            wire.send(self._channel, {"refused": request["spawn"], "error": str(error)})
+            self._tell({"refused": request["spawn"], "error": str(error)})
             return
         if pid == 0:
             _be_child(request, me)
         self._children[pid] = request["spawn"]
-        wire.send(self._channel, {"spawned": request["spawn"], "pid": pid})
+        self._tell({"spawned": request["spawn"], "pid": pid})
 
     def _reap(self) -> None:
         with suppress(ChildProcessError):
@@ -96,7 +146,7 @@ class Nursery:
                 if name is None:
                     continue  # an orphan of an earlier stage, ended at last
                 self._end_family(pid, name)
-                wire.send(self._channel, {"exited": name, "status": os.waitstatus_to_exitcode(status)})
+                self._tell({"exited": name, "status": os.waitstatus_to_exitcode(status)})
 
     def _end_family(self, leader: int, name: str) -> None:
         """End whom a stage left behind: in its session, and in sessions of their own, which are our children now.
@@ -153,8 +203,8 @@ def _preloaded() -> Sequence[str]:
     return PRELOADED if chosen is None else [name for name in map(str.strip, chosen.split(",")) if name]
 
 
-def main(descriptor: int) -> None:
-    """Serve the worker at the other end of `descriptor`."""
+def main(descriptor: int, folder: Path, alone_s: float, grace_s: float) -> None:
+    """Serve the worker at the other end of `descriptor`, and after its death whoever knocks at our door in `folder`."""
     # Ctrl-C and `systemctl stop` reach every process of the worker; it alone decides what becomes of stages.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -166,8 +216,8 @@ def main(descriptor: int) -> None:
                 importlib.import_module(name)
             except Exception:  # noqa: BLE001 - left to the stage that asks for it, whose log will tell
                 traceback.print_exc()
-        Nursery(channel).serve()
+        Nursery(channel, folder, alone_s, grace_s).serve()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))

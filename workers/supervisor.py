@@ -44,7 +44,7 @@ class Times:
     heartbeat_s: float = 2.0
     lease_s: float = 15.0
     grace_s: float = 30.0
-    """From the word to stop until the process is killed: time to write a checkpoint."""
+    """From the word to stop until the process is killed: time to write a checkpoint. A run's own stop says its own."""
     birth_s: float = 600.0
     """Until the process is there: importing torch from a cold network disk takes minutes."""
     retry_s: float = 1.0
@@ -82,11 +82,31 @@ def supervise(stage_id: StageId, devices: Sequence[str], deps: Deps) -> bool:
     if claimed is None:  # announced twice, cancelled, or answered from the cache: all are normal
         return False
     task = Task(claimed, deps.settings, gpu_ids(devices))
+    _see_through(task, "stage started", lambda: _run_child(task, deps), deps)
+    return True
+
+
+def take_over(task: Task, child: Child | None, age_s: float, deps: Deps) -> None:
+    """Supervise to its end an attempt of a dead predecessor, which the store has made ours.
+
+    `child` is its process, begun `age_s` ago; None where it has ended and left an outcome behind.
+    """
+    told = task.read_outcome() if child is None else None
+
+    def run() -> Outcome:
+        return _run_child(task, deps, child, age_s) if told is None else told
+
+    _see_through(task, "stage taken over", run, deps)
+
+
+def _see_through(task: Task, beginning: str, run: Callable[[], Outcome], deps: Deps) -> None:
+    """`run` the attempt, record its end and tidy up."""
+    claimed = task.claimed
     fields = {"run": claimed.handle, "stage": claimed.name, "attempt": claimed.number}
-    log.info("stage started", extra=fields)
+    log.info(beginning, extra=fields)
     begun = time.monotonic()
     try:
-        outcome = _run_child(task, deps)
+        outcome = run()
         became = _finish(claimed, replace(outcome, log_tail=log_tail(task.log)), deps)
         log.info(
             "stage ended",
@@ -96,24 +116,16 @@ def supervise(stage_id: StageId, devices: Sequence[str], deps: Deps) -> bool:
         log.warning("the attempt is stale, its end is not recorded", extra=fields | {"error": str(error)})
     finally:
         shutil.rmtree(task.work, ignore_errors=True)
-    return True
 
 
-def _run_child(task: Task, deps: Deps) -> Outcome:
-    """The attempt in a process of its own, from its log's first line to its outcome. Raises StaleAttempt."""
-    child = None
+def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float = 0.0) -> Outcome:
+    """The attempt in a process of its own (a new one, or `child`) to its outcome. Raises StaleAttempt."""
     try:
-        _open_log(task)
-        task.write()
-        memory_kills = autopsy.kills_for_memory()
-        child = deps.children.spawn(str(task.claimed.attempt_id), task.path, task.log)
-        reason = _watch(child, task, deps)
-        status = child.wait(0)
-        if status is None and reason is not None:
-            return Outcome.stopped()  # before it was born
-        if status is None or child.refused is not None:
-            raise NoChild(f"no process could be made for the stage: {child.refused or 'the nursery does not answer'}")
-        return _outcome(task, status, reason, out_of_memory=autopsy.kills_for_memory() > memory_kills)
+        if child is None:
+            _open_log(task)
+            task.write()
+            child = deps.children.spawn(str(task.claimed.attempt_id), task.path, task.log)
+        return _attend(child, task, deps, age_s)
     except StaleAttempt:
         raise
     except Exception as error:
@@ -122,6 +134,18 @@ def _run_child(task: Task, deps: Deps) -> Outcome:
     finally:
         if child is not None:
             child.kill()
+
+
+def _attend(child: Child, task: Task, deps: Deps, age_s: float) -> Outcome:
+    """Watch the process to its end; how the attempt ended. Raises StaleAttempt."""
+    memory_kills = autopsy.kills_for_memory()
+    reason = _watch(child, task, deps, age_s)
+    status = child.wait(0)
+    if status is None and reason is not None:
+        return Outcome.stopped()  # before it was born
+    if status is None or child.refused is not None:
+        raise NoChild(f"no process could be made for the stage: {child.refused or 'the nursery does not answer'}")
+    return _outcome(task, status, reason, out_of_memory=autopsy.kills_for_memory() > memory_kills)
 
 
 def _open_log(task: Task) -> None:
@@ -144,10 +168,10 @@ def _record_start(task: Task, child: Child, deps: Deps) -> bool:
     return True
 
 
-def _watch(child: Child, task: Task, deps: Deps) -> Reason | None:
+def _watch(child: Child, task: Task, deps: Deps, age_s: float) -> Reason | None:
     """Until the process has ended: renew the lease, look whether to stop; why it was asked to, if it was."""
-    claimed, times, begun = task.claimed, deps.times, time.monotonic()
-    beaten, reason, asked, recorded = begun, None, 0.0, False
+    claimed, times, begun = task.claimed, deps.times, time.monotonic() - age_s
+    beaten, reason, asked, recorded = time.monotonic(), None, 0.0, False
     while True:
         if not recorded and child.wait_for_birth(times.poll_s):
             recorded = _record_start(task, child, deps)
@@ -167,7 +191,7 @@ def _watch(child: Child, task: Task, deps: Deps) -> Reason | None:
             if child.pid is None:
                 child.kill()
                 return reason
-            if now - asked > times.grace_s:
+            if now - asked > (_grace(claimed, deps) if reason is Reason.CANCELLED else times.grace_s):
                 log.warning("the stage did not stop in its time and is killed", extra={"stage": claimed.name})
                 child.kill()
             child.signal(signal.SIGTERM)  # again and again: the first may come before the process listens
@@ -185,9 +209,19 @@ def _reason(claimed: Claimed, seconds: float, deps: Deps) -> Reason | None:
         return Reason.DRAINING
     try:
         with deps.db.read() as session:
-            return Reason.CANCELLED if queue.stop_requested(session, claimed.run_id) else None
+            return None if queue.stop_requested(session, claimed.run_id) is None else Reason.CANCELLED
     except Unreachable:
         return None  # the heartbeat says so in the log
+
+
+def _grace(claimed: Claimed, deps: Deps) -> float:
+    """Read again each time: somebody may have grown impatient."""
+    try:
+        with deps.db.read() as session:
+            asked = queue.stop_requested(session, claimed.run_id)
+    except Unreachable:
+        asked = None
+    return deps.times.grace_s if asked is None else asked
 
 
 def _beat(claimed: Claimed, deps: Deps) -> Signal:

@@ -17,10 +17,16 @@ def register(root: typer.Typer) -> None:
     root.command("resume", cls=QuickCommand)(resume)
 
 
-def cancel(handles: Annotated[list[str], typer.Argument(help="Handles, unique prefixes, or @last.")]) -> None:
-    """Ask runs to stop at their next checkpoint.
+def cancel(
+    handles: Annotated[list[str], typer.Argument(help="Handles, unique prefixes, or @last.")],
+    grace: Annotated[
+        str, typer.Option("--grace", metavar="DURATION", help="Time for a checkpoint before what runs is killed.")
+    ] = "2s",
+) -> None:
+    """Stop runs within seconds.
 
-    Exits 5 for a run that is over already.
+    What is running is asked to write a checkpoint, and killed with all its processes when its time is up; `rlx resume`
+    goes on from its last checkpoint. Exits 5 for a run that is over already.
     """
     from engine.cli.places import required_store
     from engine.cli.provenance import user
@@ -28,17 +34,30 @@ def cancel(handles: Annotated[list[str], typer.Argument(help="Handles, unique pr
     from engine.errors import Refused
     from engine.store import runs
 
+    grace_s = _duration(grace)
     over = []
     with required_store().write() as session:
         for run in [runs.find(session, handle) for handle in handles]:
-            if not runs.request_stop(session, run, now=utc_now(), by=user()):
+            if not runs.request_stop(session, run, now=utc_now(), by=user(), grace_s=grace_s):
                 over.append(f"{run.handle} ({run.status})")
                 continue
             answer(run.handle)
-            soon = "is cancelled" if run.status == "cancelled" else "will stop at its next checkpoint"
+            soon = "is cancelled" if run.status == "cancelled" else f"stops within {grace}"
             talk(f"{run.handle} {soon}; `rlx resume {run.handle}` goes on from there")
     if over:
         raise Refused(f"over already: {', '.join(over)}")
+
+
+def _duration(text: str) -> float:
+    from pydantic_core import PydanticCustomError
+
+    from engine.errors import SpecError
+    from engine.spec.base import parse_duration
+
+    try:
+        return parse_duration(text)
+    except PydanticCustomError as error:
+        raise SpecError(f"--grace {text}: {error.message()}") from None
 
 
 def resume(

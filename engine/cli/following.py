@@ -132,8 +132,8 @@ def foreground(db: Database, run_id: RunId, handle: str, worker: subprocess.Pope
                 reporter.close()
                 talk(f"{handle} goes on: `rlx watch {handle}` follows it again, `rlx cancel {handle}` stops it")
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
-            reporter.message("stopping at the next checkpoint; Ctrl-C again leaves at once")
-            _request_stop(db, run_id)
+            reporter.message("stopping at the next checkpoint; Ctrl-C again kills it at once")
+            _request_stop(db, run_id, grace_s=STOPPED_WITHIN_S)
             deadline = time.monotonic() + STOPPED_WITHIN_S
             followed = follow(
                 lambda: snapshot(db, run_id), reporter, lost=lost, give_up=lambda: time.monotonic() > deadline
@@ -143,7 +143,11 @@ def foreground(db: Database, run_id: RunId, handle: str, worker: subprocess.Pope
             raise typer.Exit(ExitCode.INTERRUPTED) from None
     except KeyboardInterrupt:  # the second one
         reporter.close()
-        talk(f"{handle} goes on stopping without us: `rlx show {handle}` says when it has")
+        try:
+            _request_stop(db, run_id, grace_s=0.0)
+            talk(f"{handle} is being killed: `rlx resume {handle}` goes on from its last checkpoint")
+        except Unreachable:
+            talk(f"{handle} goes on stopping without us: `rlx show {handle}` says when it has")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -154,13 +158,13 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _request_stop(db: Database, run_id: RunId) -> None:
+def _request_stop(db: Database, run_id: RunId, *, grace_s: float) -> None:
     from engine.cli.provenance import user
     from engine.clock import utc_now
     from engine.store import runs
 
     with db.write() as session:
-        runs.request_stop(session, runs.get(session, run_id), now=utc_now(), by=user())
+        runs.request_stop(session, runs.get(session, run_id), now=utc_now(), by=user(), grace_s=grace_s)
 
 
 def _farewell(handle: str, followed: Followed) -> None:

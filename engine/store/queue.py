@@ -47,9 +47,9 @@ def ready(
     ]
 
 
-def stop_requested(session: Session, run_id: UUID) -> bool:
-    """Whether somebody asked the run to stop."""
-    return bool(session.scalar(select(Run.stop_requested).where(Run.id == run_id)))
+def stop_requested(session: Session, run_id: UUID) -> float | None:
+    """Seconds that the run's stages have for a checkpoint since somebody asked it to stop; None where nobody did."""
+    return session.scalar(select(Run.stop_grace_s).where(Run.id == run_id, Run.stop_requested))
 
 
 def names(session: Session, run_id: UUID) -> list[str]:

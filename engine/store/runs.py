@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from engine.errors import Refused
@@ -38,6 +38,8 @@ __all__ = [
     "submit",
 ]
 
+STOP_GRACE_S = 2.0
+"""What `rlx cancel` gives a stage for its checkpoint: it is to be gone within three seconds."""
 Gone = Callable[[str, int, float | None], bool]
 """Whether the process (host, pid, start time) is certainly no more."""
 
@@ -169,10 +171,10 @@ def spec_of(session: Session, run: Run) -> Spec:
     return session.get_one(Spec, run.spec_id)
 
 
-def request_stop(session: Session, run: Run, *, now: datetime, by: str = "") -> bool:
-    """Ask the run to stop: what waits is cancelled now, what runs stops at its worker's next heartbeat.
+def request_stop(session: Session, run: Run, *, now: datetime, by: str = "", grace_s: float = STOP_GRACE_S) -> bool:
+    """Ask the run to stop: what waits is cancelled now, what runs has `grace_s` for a checkpoint, and is killed then.
 
-    False where the run had ended already; nothing is changed then.
+    Asked again, the shorter time counts. False where the run had ended already; nothing is changed then.
     """
     locked = lock_run(session, run.id)
     if locked.status in ENDED[Run]:
@@ -187,6 +189,13 @@ def request_stop(session: Session, run: Run, *, now: datetime, by: str = "") -> 
         RunStatus.STOPPING,
         expect=[RunStatus.QUEUED, RunStatus.RUNNING],
         stop_requested=True,
+        stop_grace_s=grace_s,
+    )
+    session.execute(
+        update(Run)
+        .where(Run.id == run.id, Run.stop_grace_s > grace_s)
+        .values(stop_grace_s=grace_s)
+        .execution_options(synchronize_session=False)
     )
     for stage_id in session.scalars(
         select(Stage.id).where(Stage.run_id == run.id, Stage.status.in_([StageStatus.WAITING, StageStatus.READY]))

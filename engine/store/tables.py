@@ -49,7 +49,9 @@ class Run(Base):
     spec_id: Mapped[int] = mapped_column(ForeignKey("specs.id"))
     status: Mapped[str] = mapped_column(String(16), index=True)
     stop_requested: Mapped[bool] = mapped_column(default=False)
-    """Set by `rlx cancel`; supervisors see it at their next heartbeat."""
+    """Set by `rlx cancel`; supervisors see it within a heartbeat."""
+    stop_grace_s: Mapped[float] = mapped_column(Float, default=0.0, server_default="0")
+    """Seconds that its stages have from then for a checkpoint, before they are killed."""
     seed: Mapped[int] = mapped_column(BigInteger)
     overrides: Mapped[list[Any]]
     resolved: Mapped[dict[str, Any]]

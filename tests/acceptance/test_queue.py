@@ -113,6 +113,10 @@ class Lab:
 
         until(newest)
 
+    def happened(self, run: Run, kind: str) -> bool:
+        with self.db.read() as session:
+            return kind in [event.kind for event in events.of_run(session, RunId(run.id))]
+
     def count(self, name: str = "count") -> Stage:
         """A stage that counts to 9 and pauses at 5."""
         return Stage(
@@ -197,14 +201,52 @@ def test_a_killed_stage_goes_on_from_its_checkpoint(lab: Lab) -> None:
     lab.check_count(run)
 
 
-def test_resume_takes_up_a_run_whose_worker_was_killed(lab: Lab) -> None:
+def test_a_new_worker_adopts_the_stage_of_a_killed_one(lab: Lab) -> None:
+    run = lab.submit(lab.count())
+    worker = lab.embedded(run)
+    pid = lab.paused()
+    worker.kill()
+    worker.wait()
+
+    with lab.db.write() as session:
+        assert not runs.resume(session, runs.get(session, RunId(run.id)), now=utc_now())  # nothing is lost
+    lab.embedded(run)
+    until(lambda: lab.happened(run, "stage.adopted"))
+    assert process_started(pid) is not None
+    lab.gate.touch()
+
+    assert lab.ended(run) == "succeeded"
+    assert [attempt.status for attempt in lab.attempts(run, "count")] == ["succeeded"]
+    assert process_started(pid) is None
+    lab.check_count(run)
+
+
+def test_a_stage_that_ended_without_its_worker_is_recorded_by_the_next(lab: Lab) -> None:
+    run = lab.submit(lab.count())
+    worker = lab.embedded(run)
+    pid = lab.paused()
+    worker.kill()
+    worker.wait()
+    lab.gate.touch()
+    until(lambda: process_started(pid) is None)
+    assert lab.status(run) == "running"
+
+    lab.embedded(run)
+
+    assert lab.ended(run) == "succeeded"
+    assert [attempt.status for attempt in lab.attempts(run, "count")] == ["succeeded"]
+    lab.check_count(run)
+
+
+def test_resume_takes_up_a_run_whose_worker_was_killed_with_its_stage(lab: Lab) -> None:
     run = lab.submit(lab.count())
     worker = lab.embedded(run)
     pid = lab.paused()
     lab.recorded(run, 5)
     worker.kill()
     worker.wait()
-    until(lambda: process_started(pid) is None)  # no orphan
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: process_started(pid) is None)
     lab.gate.touch()
     assert lab.status(run) == "running"
 
@@ -223,6 +265,7 @@ def test_another_worker_finishes_what_a_killed_one_began(lab: Lab) -> None:
     lab.paused()
     lab.recorded(run, 5)
     lab.worker(lease_s=3)
+    until(lambda: len(dispatch.find_alive(lab.settings)) == 2)  # it has looked for orphans, and found none
     first.kill()
     lab.gate.touch()
 
@@ -264,6 +307,24 @@ def test_a_cancelled_run_stops_at_a_checkpoint_and_can_be_resumed(lab: Lab) -> N
     lab.embedded(run)
     assert lab.ended(run) == "succeeded"
     lab.check_count(run)
+
+
+def test_a_cancelled_stage_that_does_not_listen_is_gone_within_seconds(lab: Lab) -> None:
+    run = lab.submit(Stage("deaf", "test.deaf", "queue_stages:deaf", (), extra={"gate": str(lab.gate)}))
+    lab.embedded(run)
+    marker = lab.gate.with_suffix(".reached")
+    pids = [int(word) for word in until(lambda: marker.exists() and marker.read_text()).split()]
+    with lab.db.write() as session:
+        runs.request_stop(session, runs.get(session, RunId(run.id)), now=utc_now())
+
+    assert lab.ended(run) == "cancelled"
+    assert [process_started(pid) for pid in pids] == [None, None]
+    with lab.db.read() as session:
+        ended, asked = (
+            next(event.time for event in events.of_run(session, RunId(run.id)) if event.kind == kind)
+            for kind in ("run.cancelled", "run.stopping")
+        )
+    assert (ended - asked).total_seconds() >= runs.STOP_GRACE_S
 
 
 def test_a_run_that_fails_says_why(lab: Lab) -> None:

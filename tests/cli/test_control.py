@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.store import stages
+from engine.store import queue, stages
 
 
 def test_cancel_stops_what_waits_and_refuses_what_is_over(rlx, lab):
@@ -25,6 +25,21 @@ def test_cancel_asks_a_running_stage_to_stop(rlx, lab):
     assert rlx("show", "@last", "--json").data["status"] == "stopping"
     with lab.db.write() as session:
         assert stages.heartbeat(session, claimed, now=lab.now, lease_s=15) is stages.Signal.STOP
+
+
+def test_cancel_says_how_long_a_checkpoint_may_take_and_the_shorter_time_counts(rlx, lab):
+    run = lab.submit()
+    lab.training(run)
+    patience = []
+    for grace in ("1m", "10s", "5m"):
+        assert f"stops within {grace}" in rlx("cancel", "@last", "--grace", grace).err
+        with lab.db.read() as session:
+            patience.append(queue.stop_requested(session, run.id))
+    assert patience == [60, 10, 10]
+
+    wrong = rlx("cancel", "@last", "--grace", "soon")
+    assert wrong.code == 2
+    assert "--grace soon: 'soon' is not a duration" in wrong.err
 
 
 def test_a_run_that_succeeded_is_not_resumed(rlx, lab):

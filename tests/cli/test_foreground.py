@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from engine.cli import following
+from engine.store import queue
 from engine.store.stages import Outcome
 from engine.store.tables import RunId
 
@@ -51,7 +52,7 @@ def test_ctrl_c_asks_for_a_stop_and_waits_for_the_checkpoint(lab, worker, monkey
     assert "rlx resume best-lang-1" in said
 
 
-def test_a_second_ctrl_c_leaves_the_stop_to_the_worker(lab, worker, monkeypatch, capsys):
+def test_a_second_ctrl_c_kills_what_does_not_stop(lab, worker, monkeypatch, capsys):
     run = lab.submit()
     lab.training(run)
     interrupting(monkeypatch, 2)
@@ -60,8 +61,10 @@ def test_a_second_ctrl_c_leaves_the_stop_to_the_worker(lab, worker, monkeypatch,
         following.foreground(lab.db, RunId(run.id), run.handle, worker)
 
     assert left.value.exit_code == 130
-    assert "goes on stopping without us" in capsys.readouterr().err
+    assert "is being killed" in capsys.readouterr().err
     assert following.snapshot(lab.db, RunId(run.id)).status == "stopping"
+    with lab.db.read() as session:
+        assert queue.stop_requested(session, run.id) == 0
 
 
 def test_ctrl_c_on_somebody_elses_run_only_stops_the_looking(lab, monkeypatch, capsys):

@@ -40,12 +40,12 @@ def until(condition: Callable[[], T | None], seconds: float = 120) -> T:
 
 
 @pytest.fixture(scope="session")
-def children() -> Iterator[Children]:
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Children]:
     """A nursery, started once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(STAGES), os.environ.get("PYTHONPATH")])))
         patch.setenv("RLX_PRELOAD", "")  # these stages need none of it
-        nursery = Children()
+        nursery = Children(tmp_path_factory.mktemp("run"))
         nursery.warm_up()
         yield nursery
         nursery.close()
