@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from workers import trees, wire
+from workers import memory, trees, wire
 from workers.door import Door
 
 NEEDED = ("torch", "numpy.random", "workers.stage_process")
@@ -43,6 +43,8 @@ MARK = "RLX_ATTEMPT"
 """Environment variable that a stage's process hands on to whatever it starts."""
 
 _TICK_S = 0.2
+_IDLE_S = 1.0
+"""Without work for so long, there is time to become cheaper to fork."""
 
 
 class Nursery:
@@ -53,6 +55,9 @@ class Nursery:
         self._folder, self._worker = folder, os.getppid()
         self._door: Door | None = None
         self._children: dict[int, str] = {}
+        self._strangers: set[int] = set()
+        """Processes that were there before any of our children: looking at each after every stage would cost most."""
+        self._collapsed = False
         self._alone_s, self._grace_s, self._alone_since = alone_s, grace_s, 0.0
         self._old = False
         self._ends, wakes = os.pipe()
@@ -75,7 +80,10 @@ class Nursery:
     def _turn(self) -> None:
         door = None if self._door is None else self._door.socket
         ears: list[socket.socket | int] = [ear for ear in (self._channel, door) if ear is not None]
-        ready, _, _ = select.select([*ears, self._ends], [], [], None if self._channel is not None else _TICK_S)
+        ready, _, _ = select.select([*ears, self._ends], [], [], self._wait_s())
+        if not ready and not self._children and not self._collapsed:
+            self._collapsed = True
+            memory.collapse()
         if self._ends in ready:
             os.read(self._ends, 4096)
         self._reap()
@@ -89,6 +97,11 @@ class Nursery:
                 self._be_orphaned()
             else:
                 self._spawn(request)
+
+    def _wait_s(self) -> float | None:
+        if self._channel is None:
+            return _TICK_S
+        return None if self._collapsed or self._children else _IDLE_S
 
     def _tell(self, message: dict[str, Any]) -> None:
         if self._channel is None:
@@ -124,6 +137,8 @@ class Nursery:
                 os.kill(pid, signal.SIGTERM)  # again and again: the first may come before the process listens
 
     def _spawn(self, request: dict[str, Any]) -> None:
+        if not self._children:
+            self._strangers = trees.pids()
         gc.freeze()  # what is here already is nobody's garbage: collecting it in a child would copy its pages
         me = os.getpid()
         try:
@@ -154,7 +169,7 @@ class Nursery:
         The latter carry the stage's mark, unless they wiped their environment; those without a mark are ended once
         no other stage is here that they could belong to.
         """
-        entries = trees.table()
+        entries = trees.table(but=self._strangers if self._children else ())
         if trees.members(leader, entries):
             trees.kill_tree(leader)
         for pid in trees.children(os.getpid(), entries) - set(self._children):

@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,18 +46,21 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def table() -> dict[int, Entry]:
-    """Every living process; zombies have ended."""
+def pids() -> set[int]:
+    """Every process there is."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+
+
+def table(but: Collection[int] = ()) -> dict[int, Entry]:
+    """Every living process, without looking at these; zombies have ended."""
     found = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+    for pid in pids().difference(but):
         try:
-            fields = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:  # it has just ended
             continue
         if fields[0] not in ("Z", "X"):
-            found[int(name)] = Entry(int(name), int(fields[1]), int(fields[3]))
+            found[pid] = Entry(pid, int(fields[1]), int(fields[3]))
     return found
 
 

@@ -26,6 +26,11 @@ def family() -> tuple[subprocess.Popen[str], list[int]]:
     return leader, [int(pid) for pid in leader.stdout.readline().split()]
 
 
+def test_those_who_are_known_are_not_looked_at() -> None:
+    assert os.getpid() in trees.table()
+    assert os.getpid() not in trees.table(but=trees.pids())
+
+
 def test_a_tree_includes_sessions_that_its_members_started() -> None:
     leader, children = family()
     try:
