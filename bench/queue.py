@@ -45,7 +45,7 @@ REDIS = os.environ.get("RLX_TEST_REDIS", "redis://127.0.0.1:6379/9")
 A_RUN = 10
 PATIENCE_S = 600.0
 IDLE_S = 5.0
-"""A worker that has nothing to do for a moment makes its stage processes cheaper to fork; one on a cluster has by then."""
+"""A worker that has nothing to do for a moment makes its stage processes cheaper to fork, as one on a cluster has."""
 SENDER = """
 import sys, peer_task
 folder, queue, first, stop = sys.argv[1:]

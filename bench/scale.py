@@ -1,0 +1,233 @@
+"""How the store's everyday questions grow with what it holds: the same at a thousand runs and at a hundred thousand.
+
+    python bench/scale.py [--runs 1000 10000 100000] [--stages 10] [--services]
+
+A store is filled with ended runs of one experiment, ten stages each, and a thousand stages that wait; then each
+question that a command, a worker or its housekeeping asks all the time is asked of it. Milliseconds, medians of five;
+and how many bytes a run and its stages take. The smallest store of the same run is the peer: what grows is what to look
+at first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, insert, make_url, text
+from sqlalchemy.orm import Session
+
+from engine.clock import utc_now
+from engine.errors import NotFound
+from engine.plan.stage import Plan
+from engine.store import outbox, queue, runs, schema, stages
+from engine.store.columns import table_of
+from engine.store.session import Database, open_database
+from engine.store.tables import Run, Stage
+
+ROOT = Path(__file__).resolve().parent.parent
+POSTGRES = os.environ.get("RLX_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+BATCH = 500
+WAITING = 1_000
+
+
+@contextmanager
+def store(services: bool) -> Iterator[Database]:
+    """An empty store of its own, on SQLite or PostgreSQL."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not services:
+            database = open_database(f"sqlite:///{folder}/rlx.db")
+            yield database
+            database.close()
+            return
+        name = f"rlx_bench_{uuid.uuid4().hex[:12]}"
+        admin = create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.execute(text(f'CREATE DATABASE "{name}"'))
+        try:
+            url = make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
+            schema.upgrade(url)
+            database = open_database(url)
+            yield database
+            database.close()
+        finally:
+            with admin.connect() as connection:
+                connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+            admin.dispose()
+
+
+def fill(db: Database, first: int, count: int, stages_each: int) -> None:
+    """Runs numbered from `first` of one experiment, all of them over."""
+    from engine.cli.compiling import compiled
+
+    variant = compiled(ROOT / "specs" / "best_lang.yaml", [])[0]
+    submission = runs.Submission(source=variant.loaded.source, resolved=variant.loaded.resolved)
+    if first == 0:
+        with db.write() as session:
+            runs.submit(session, Plan("seed", 0, variant.plan.stages), submission, now=utc_now())
+    planned = (variant.plan.stages * stages_each)[:stages_each]
+    with db.read() as session:
+        spec_id = runs.find(session, "seed-1").spec_id
+    started = utc_now() - timedelta(days=300)
+    for begin in range(first, first + count, BATCH):
+        run_rows, stage_rows = [], []
+        for number in range(begin, min(begin + BATCH, first + count)):
+            run_id, when = uuid.uuid4(), started + timedelta(minutes=number)
+            run_rows.append(
+                {
+                    "id": run_id,
+                    "handle": f"filled-{number}",
+                    "name": "filled",
+                    "number": number,
+                    "spec_id": spec_id,
+                    "status": "succeeded",
+                    "stop_requested": False,
+                    "seed": number,
+                    "overrides": [f"seed={number}"],
+                    "resolved": variant.loaded.resolved,
+                    "priority": 0,
+                    "tags": ["paper"] if number % 1000 == 0 else [],
+                    "notes": "",
+                    "user": f"user{number % 20}",
+                    "code": {},
+                    "packages": {},
+                    "hardware": {},
+                    "tiny": False,
+                    "functions_hash": "",
+                    "submitted_at": when,
+                    "started_at": when,
+                    "finished_at": when,
+                }
+            )
+            for position, stage in enumerate(planned):
+                stage_rows.append(_stage(run_id, position, stage, "succeeded", when))
+        with db.write() as session:
+            session.execute(insert(table_of(Run)), run_rows)
+            session.execute(insert(table_of(Stage)), stage_rows)
+
+
+def _stage(run_id: Any, position: int, stage: Any, status: str, when: Any) -> dict[str, Any]:
+    return {
+        "id": uuid.uuid4(),
+        "run_id": run_id,
+        "position": position,
+        "name": f"{stage.name}{position}",
+        "kind": stage.kind,
+        "version": stage.version,
+        "entry": stage.run,
+        "config": dict(stage.config),
+        "extra": dict(stage.extra),
+        "resources": asdict(stage.resources),
+        "queue": "default",
+        "priority": 0,
+        "status": status,
+        "max_attempts": 3,
+        "cache": True,
+        "cache_key": uuid.uuid4().hex,
+        "ready_at": when,
+        "announce_after": when if status == "ready" else None,
+        "finished_at": when if status == "succeeded" else None,
+    }
+
+
+def queued(db: Database) -> None:
+    """One run with a thousand stages that wait for a worker."""
+    from engine.cli.compiling import compiled
+
+    variant = compiled(ROOT / "specs" / "best_lang.yaml", [])[0]
+    submission = runs.Submission(source=variant.loaded.source, resolved=variant.loaded.resolved)
+    with db.write() as session:
+        run = runs.submit(session, Plan("queued", 0, variant.plan.stages), submission, now=utc_now())
+        stage = variant.plan.stages[0]
+        rows = [_stage(run.id, 100 + n, stage, "ready", utc_now() + timedelta(days=1)) for n in range(WAITING)]
+        session.execute(insert(table_of(Stage)), rows)
+
+
+def questions(last: int) -> dict[str, tuple[bool, Callable[[Session], object]]]:
+    """Label -> (whether it writes, what it does)."""
+
+    def unknown(session: Session) -> None:
+        try:
+            runs.find(session, "filed-7")
+        except NotFound:
+            return
+
+    from engine.cli.compiling import compiled
+
+    variant = compiled(ROOT / "specs" / "best_lang.yaml", [])[0]
+    submission = runs.Submission(source=variant.loaded.source, resolved=variant.loaded.resolved)
+    return {
+        "`rlx ls`: the newest 50": (False, lambda session: runs.listing(session)),
+        "`rlx ls --tag paper`": (False, lambda session: runs.listing(session, tag="paper")),
+        "a run by its handle": (False, lambda session: runs.find(session, f"filled-{last}")),
+        "a handle that does not exist": (False, unknown),
+        "submit": (True, lambda session: runs.submit(session, variant.plan, submission, now=utc_now())),
+        "what is ready, for a worker": (
+            False,
+            lambda session: queue.ready(session, queues=["default"], now=utc_now() + timedelta(days=2)),
+        ),
+        "leases that ran out": (True, lambda session: stages.expire(session, utc_now())),
+        "what to announce again": (True, lambda session: outbox.announce_again(session, utc_now())),
+    }
+
+
+def ask(db: Database, writes: bool, work: Callable[[Session], object]) -> float:
+    """Milliseconds, median of five."""
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        with db.write() if writes else db.read() as session:
+            work(session)
+        times.append(1e3 * (time.perf_counter() - begun))
+    return statistics.median(times)
+
+
+def size(db: Database) -> int:
+    """Bytes of the whole store."""
+    with db.read() as session:
+        if db.engine.dialect.name == "postgresql":
+            return int(session.execute(text("SELECT pg_database_size(current_database())")).scalar_one())
+        pages, each = (session.execute(text(f"PRAGMA {name}")).scalar_one() for name in ("page_count", "page_size"))
+        return int(pages * each)
+
+
+def main() -> None:
+    """Print a table a database."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--stages", type=int, default=10, help="a run")
+    parser.add_argument("--services", action="store_true", help="PostgreSQL too")
+    given = parser.parse_args()
+    for services in (False, True) if given.services else (False,):
+        rows: dict[str, list[str]] = {}
+        with store(services) as db:
+            held, before = 0, size(db)
+            for count in given.runs:
+                fill(db, held, count - held, given.stages)
+                if held == 0:
+                    queued(db)
+                held = count
+                if services:
+                    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                        connection.execute(text("ANALYZE"))
+                for label, (writes, work) in questions(held - 1).items():
+                    rows.setdefault(label, []).append(f"{ask(db, writes, work):.1f}")
+            each = (size(db) - before) / held
+        print(f"| {'PostgreSQL' if services else 'SQLite'}, ms | {' | '.join(f'{n:,} runs' for n in given.runs)} |")
+        print(f"| --- |{' --- |' * len(given.runs)}")
+        for label, figures in rows.items():
+            print(f"| {label} | {' | '.join(figures)} |")
+        print(f"\nA run with its {given.stages} stages takes {each / 1024:.1f} KiB.\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
