@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 import engine
 from engine.cli import (
     authoring,
+    collecting,
     comparing,
     control,
     dashboard,
@@ -46,7 +47,7 @@ app = typer.Typer(
 # In the order in which one meets them.
 for module in (authoring, submitting, reading, logs, samples, control, evaluating, comparing):
     module.register(app)
-for module in (specs, worker, database, doctor, dashboard):
+for module in (specs, worker, collecting, database, doctor, dashboard):
     module.register(app)
 
 

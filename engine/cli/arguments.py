@@ -1,7 +1,8 @@
-"""Arguments and options that several commands have in common, spelled once."""
+"""Arguments, options and the question that several commands have in common, spelled once."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,3 +18,15 @@ Wait = Annotated[
     bool | None,
     typer.Option("--wait/--no-wait", help="Follow to the end; by default where no other worker would run it."),
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Go on only where the answer is yes. Raises Abort, and Refused where nobody is there to be asked."""
+    from engine.errors import Refused
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Refused(f"{question} Nobody is there to answer: say --yes")
+    typer.confirm(question.rstrip("?"), abort=True, err=True)

@@ -1,12 +1,15 @@
 """Artifacts as files: immutable directories named by the hash of what is in them.
 
 A local directory by default, any fsspec URL otherwise. An artifact appears whole or not at all: by one
-rename locally, and elsewhere by a manifest that is written last. Rows about artifacts are `artifacts`'s.
+rename locally, and elsewhere by a manifest that is written last. Content that is put once more is not stored
+again, but its time is set anew, so that `artifact_sweep` sees that it is wanted. Rows about artifacts are
+`artifacts`'s.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +25,10 @@ from uuid import uuid4
 from engine.errors import DiskError, NotFound, Refused
 
 _BLOCK = 1 << 20
+LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+MANIFEST, STORING, REMOVING = ".manifest.json", ".storing-", ".removing-"
+"""What follows an artifact's name in a remote store: of its manifest, and of marks that something is being done."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class ArtifactStore:
     def _put_local(self, path: Path, listing: Listing) -> str:
         assert self._local is not None
         target = self._local / listing.sha256[:2] / listing.sha256
-        if target.is_dir():
+        if self._wanted_again(target):
             shutil.rmtree(path)
             return str(target)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -132,25 +139,53 @@ class ArtifactStore:
             shutil.copytree(path, source)
         for name, _, _ in listing.files:
             _seal(source / name)
-        try:
-            source.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            shutil.rmtree(source)  # another stored the same content meanwhile
+        os.utime(source)
+        while True:
+            try:
+                source.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if not self._wanted_again(target):
+                    continue  # it has just been removed
+                shutil.rmtree(source)  # another stored the same content meanwhile
+            break
         _sync_folder(target.parent)
         if source is not path:
             shutil.rmtree(path)
         return str(target)
 
+    def _wanted_again(self, target: Path) -> bool:
+        """Whether the content is there, and set the time from which it is kept to now."""
+        assert self._local is not None
+        if not target.is_dir():
+            return False
+        with guarded(self._local, exclusive=False):
+            try:
+                os.utime(target)
+            except FileNotFoundError:
+                return False
+        return True
+
     def _put_remote(self, path: Path, listing: Listing) -> str:
         uri = f"{self.url}/{listing.sha256[:2]}/{listing.sha256}"
         filesystem, place = _filesystem(uri)
-        if not filesystem.exists(_manifest(place)):
-            for name, _, _ in listing.files:
-                filesystem.makedirs(f"{place}/{name}".rpartition("/")[0], exist_ok=True)
-                filesystem.put_file(str(path / name), f"{place}/{name}")
-            filesystem.pipe_file(_manifest(place), json.dumps(listing.files).encode())
+        mark = f"{place}{STORING}{uuid4().hex}"
+        filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
+        filesystem.pipe_file(mark, b"")
+        try:
+            if marked(filesystem, place, REMOVING):
+                # Whoever removes it may not have seen our mark: what is there is not to be relied on.
+                suffix = f"-{uuid4().hex}"
+                uri, place = uri + suffix, place + suffix
+            manifest = json.dumps(listing.files).encode()
+            if not filesystem.exists(_manifest(place)):
+                for name, _, _ in listing.files:
+                    filesystem.makedirs(f"{place}/{name}".rpartition("/")[0], exist_ok=True)
+                    filesystem.put_file(str(path / name), f"{place}/{name}")
+            filesystem.pipe_file(_manifest(place), manifest)
+        finally:
+            filesystem.rm_file(mark)
         shutil.rmtree(path)
         return uri
 
@@ -181,8 +216,41 @@ class ArtifactStore:
         return target
 
 
+@contextmanager
+def guarded(root: Path, *, exclusive: bool) -> Iterator[None]:
+    """Hold the lock of a local store: many that say an artifact is wanted again, or one that removes some.
+
+    Raises Refused for an exclusive lock where the file system has none; to say that something is wanted, it is
+    not needed there, for nothing is ever removed.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / LOCK, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            if exclusive:
+                raise Refused(
+                    f"the file system of {root} has no locks ({error.strerror}): artifacts cannot be removed from it "
+                    "while a stage may be storing the same"
+                ) from error
+        yield
+
+
+def marked(filesystem: Any, place: str, mark: str) -> list[str]:
+    """Marks of one sort beside a remote artifact."""
+    filesystem.invalidate_cache()
+    folder, _, name = place.rpartition("/")
+    try:
+        found = filesystem.ls(folder, detail=False)
+    except FileNotFoundError:
+        return []
+    return [path for path in found if path.rpartition("/")[2].startswith(name + mark)]
+
+
 def _manifest(place: str) -> str:
-    return f"{place}.manifest.json"
+    return place + MANIFEST
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:

@@ -14,8 +14,11 @@ from engine.store.upsert import insert
 
 
 def record(session: Session, artifact: StoredArtifact, *, now: datetime) -> int:
-    """The id of the artifact's row; equal content has one row, with the place it was first stored at."""
-    session.execute(
+    """The id of the artifact's row; equal content has one row, with the place it was first stored at.
+
+    The row stays until this transaction ends, whatever `garbage` would like.
+    """
+    statement = (
         insert(session, Artifact)
         .values(
             sha256=artifact.sha256,
@@ -27,7 +30,12 @@ def record(session: Session, artifact: StoredArtifact, *, now: datetime) -> int:
         )
         .on_conflict_do_nothing(index_elements=[Artifact.sha256])
     )
-    return session.scalars(_ID, {"sha256": artifact.sha256}).one()
+    while True:
+        session.execute(statement)
+        found = session.scalars(_KEPT_ID, {"sha256": artifact.sha256}).one_or_none()
+        if found is not None:
+            return found
+        # The row that was in the way has been removed as garbage between the two statements.
 
 
 def of_run(session: Session, run_id: RunId) -> dict[str, Artifact]:
@@ -55,11 +63,18 @@ def remember(session: Session, key: str, artifact_id: int, stage_id: UUID, *, re
 
 
 def cached(session: Session, key: str) -> Artifact | None:
-    """The artifact that answers `key`, if there is one."""
+    """The artifact that answers `key`, if there is one. To look only: `take` is for whoever goes on to refer to it."""
     return session.scalars(_CACHED, {"key": key}).one_or_none()
+
+
+def take(session: Session, key: str) -> Artifact | None:
+    """`cached`, and what is found stays until this transaction ends, so that a stage may refer to it."""
+    return session.scalars(_TAKE, {"key": key}).one_or_none()
 
 
 _CACHED = (
     select(Artifact).join(CacheEntry, CacheEntry.artifact_id == Artifact.id).where(CacheEntry.key == bindparam("key"))
 )
-_ID = select(Artifact.id).where(Artifact.sha256 == bindparam("sha256"))
+# The lock that a foreign key takes, before there is one: nobody waits for it but who would delete the row.
+_TAKE = _CACHED.with_for_update(read=True, key_share=True, of=Artifact)
+_KEPT_ID = select(Artifact.id).where(Artifact.sha256 == bindparam("sha256")).with_for_update(read=True, key_share=True)

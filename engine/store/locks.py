@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
@@ -28,6 +29,11 @@ def acquire(session: Session, name: str, owner: str, *, now: datetime, ttl_s: fl
         where=or_(Lock.owner == owner, Lock.expires_at <= now),
     )
     return session.execute(statement.returning(Lock.owner)).one_or_none() is not None
+
+
+def taken(session: Session, name: str, *, now: datetime) -> bool:
+    """Whether somebody holds the lock."""
+    return session.scalar(select(Lock.name).where(Lock.name == name, Lock.expires_at > now)) is not None
 
 
 def release(session: Session, name: str, owner: str) -> None:
@@ -62,3 +68,8 @@ def serialise(session: Session, name: str) -> None:
     """Until this transaction ends, no other passes here with the same name. (SQLite has one writer anyway.)"""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+
+
+def removal_lock(run_id: UUID) -> str:
+    """The name of the lock that keeps a run from being resumed while it is removed."""
+    return f"removing:{run_id.hex}"

@@ -95,7 +95,7 @@ def make_ready(session: Session, run: LockedRun, stage_id: UUID, *, now: datetim
     """Take a waiting stage whose inputs are all there to `ready` and into the outbox, or to its end from the cache."""
     stage = session.scalars(select(Stage).where(Stage.id == stage_id).execution_options(populate_existing=True)).one()
     key = key_of(stage, run.seed, input_hashes(session, stage_id))
-    if stage.cache and (found := artifacts.cached(session, key)) is not None:
+    if stage.cache and (found := artifacts.take(session, key)) is not None:
         take_from_cache(session, stage, found, key=key, expect=StageStatus.WAITING, now=now)
         return StageStatus.SUCCEEDED
     move(

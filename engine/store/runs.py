@@ -17,7 +17,7 @@ from engine.plan.stage import Plan
 from engine.store import events
 from engine.store.handles import find, handle_name, next_number
 from engine.store.listing import RunSummary, listing
-from engine.store.locks import serialise
+from engine.store.locks import removal_lock, serialise, taken
 from engine.store.outcomes import expire, lose
 from engine.store.processes import provably_gone
 from engine.store.readiness import advance, lock_run, settle
@@ -222,6 +222,8 @@ def resume(session: Session, run: Run, *, now: datetime, gone: Gone = provably_g
     """
     requeued = _bury(session, RunId(run.id), now, gone)
     locked = lock_run(session, run.id)
+    if taken(session, removal_lock(run.id), now=now):
+        raise Refused(f"{run.handle} is being removed: `rlx rm {run.handle}` finishes that")
     if locked.status is RunStatus.SUCCEEDED:
         raise Refused(f"{run.handle} succeeded: there is nothing to resume")
     if locked.status is RunStatus.STOPPING:

@@ -134,7 +134,7 @@ def claim(
     key = stage.cache_key
     if key is None or stage.status != StageStatus.READY or (stage.not_before is not None and stage.not_before > now):
         return None
-    if stage.cache and (artifact := artifacts.cached(session, key)) is not None:
+    if stage.cache and (artifact := artifacts.take(session, key)) is not None:
         take_from_cache(session, stage, artifact, key=key, expect=StageStatus.READY, now=now)
         advance(session, run, now=now)
         return None

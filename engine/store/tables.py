@@ -107,7 +107,7 @@ class Stage(Base):
     cache_key: Mapped[str | None] = mapped_column(String(64), index=True)
     cached: Mapped[bool] = mapped_column(default=False)
     """True where the artifact came from the cache and nothing ran."""
-    artifact_id: Mapped[int | None] = mapped_column(ForeignKey("artifacts.id"))
+    artifact_id: Mapped[int | None] = mapped_column(ForeignKey("artifacts.id"), index=True)
     done: Mapped[float] = mapped_column(Float, default=0.0)
     total: Mapped[float] = mapped_column(Float, default=0.0)
     note: Mapped[str] = mapped_column(default="")
