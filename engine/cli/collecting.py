@@ -85,17 +85,15 @@ def rm(
     """
     from engine.cli.places import required_store, the_settings
     from engine.runtime import leftovers
-    from engine.store import artifact_sweep, removal
+    from engine.store import removal
 
     db = required_store()
     with db.read() as session:
         owned = {one.run_id: one for one in (removal.belongings(session, handle) for handle in handles)}
     confirm(f"Remove {', '.join(one.handle for one in owned.values())} for good?", yes=yes)
     for one in owned.values():
-        files = leftovers.files_of(one, the_settings())
         removal.remove(db, one)
-        for path in files:
-            artifact_sweep.remove(path)
+        leftovers.remove_files(one, the_settings())
         answer(one.handle)
 
 

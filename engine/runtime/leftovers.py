@@ -8,6 +8,7 @@ are no more. Which rows may go is the store's to say (`garbage`, `retention`, `r
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from engine.settings import Settings
 from engine.store import garbage
-from engine.store.artifact_sweep import measure
+from engine.store.artifact_sweep import measure, remove
 from engine.store.removal import Belongings
 from engine.store.tables import Attempt, Checkpoint, Run, Stage
 from engine.store.transitions import ENDED, AttemptStatus
@@ -48,15 +49,18 @@ def leftovers(session: Session, settings: Settings, before: datetime) -> list[Le
     return [one for one in measured if one.modified < before]
 
 
-def files_of(owned: Belongings, settings: Settings) -> list[Path]:
-    """Where this home keeps files of a run that is removed."""
-    shelf = settings.checkpoints / owned.handle
-    places = [shelf / _shelf_name(name, stage_id) for stage_id, name in owned.stages]
+def remove_files(owned: Belongings, settings: Settings) -> None:
+    """Remove what this home keeps of a run that SQL has forgotten."""
+    shelves = settings.checkpoints / owned.handle
+    places = [shelves / _shelf_name(name, stage_id) for stage_id, name in owned.stages]
     places += [settings.work / str(attempt) for attempt in owned.attempts]
     for stage_id, _ in owned.stages:
         places += _entries(settings.spool, f"{stage_id}.*")
     places += [Path(uri) for uri in owned.checkpoints if uri.startswith("/")]
-    return [path for path in (*places, settings.logs / owned.handle) if path.exists()]
+    for path in (*places, settings.logs / owned.handle):
+        remove(path)
+    with suppress(OSError):  # not empty: a run of the same handle was before this one
+        shelves.rmdir()
 
 
 def _shelf_name(stage: str, stage_id: UUID) -> str:

@@ -112,14 +112,14 @@ def restore(url: str, path: Path, *, now: datetime, replace: bool = False) -> Ba
 def damage(url: str) -> list[str]:
     """What SQLite finds wrong with its own file, a line each; nothing for a server, which keeps that to itself."""
     file = sqlite_file(url)
-    return [] if file is None or not file.exists() else _damage(file)
+    return [] if file is None or not file.exists() else _damage(file, references=True)
 
 
-def _damage(file: Path) -> list[str]:
+def _damage(file: Path, *, references: bool) -> list[str]:
     try:
         with _reading(file) as connection:
             found = [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
-            broken = connection.execute("PRAGMA foreign_key_check").fetchall()
+            broken = connection.execute("PRAGMA foreign_key_check").fetchall() if references else []
     except sqlite3.DatabaseError as error:
         return [str(error)]
     lines = [] if found == ["ok"] else found
@@ -152,7 +152,7 @@ def _stand_alone(file: Path) -> None:
 
 
 def _checked_revision(path: Path) -> str:
-    if lines := _damage(path):
+    if lines := _damage(path, references=False):  # a dangling row is no reason to have no backup
         raise Refused(f"{path} is damaged: {lines[0]}" + (f" ({len(lines)} such lines)" if len(lines) > 1 else ""))
     try:
         with _reading(path) as connection:

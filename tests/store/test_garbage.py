@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import select, update
 
 from engine.settings import Settings
 from engine.store import artifact_sweep, artifacts, garbage, removal, runs, stages
@@ -20,7 +20,7 @@ from engine.store.artifact_store import ArtifactStore, StoredArtifact
 from engine.store.session import Database
 from engine.store.stages import Outcome
 from engine.store.tables import Artifact, CacheEntry, Run, Stage
-from tests.store.walk import Clock, Queue, plan
+from tests.store.walk import Clock, Queue, plan, until_it_waits
 
 DAY = 86_400.0
 WITHIN_S = 60.0
@@ -158,21 +158,6 @@ def _background(work: Callable[[], object]) -> tuple[ThreadPoolExecutor, Future[
     return pool, pool.submit(work)
 
 
-def _until_it_waits(db: Database, future: Future[object]) -> None:
-    """Until the other transaction is stuck behind ours, or through. (SQLite: it is stuck at its beginning.)"""
-    if db.engine.dialect.name != "postgresql":
-        return
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    deadline = time.monotonic() + WITHIN_S
-    while time.monotonic() < deadline and not future.done():
-        with db.engine.connect() as connection:
-            if connection.scalar(waiting):
-                return
-        time.sleep(0.01)
-
-
 def test_an_artifact_that_is_being_taken_is_left_alone(queue: Queue, store: ArtifactStore, tmp_path: Path) -> None:
     db = queue.db
     removed(queue, made(queue, store, tmp_path))
@@ -197,7 +182,7 @@ def test_an_artifact_that_is_being_removed_is_not_taken(queue: Queue, store: Art
     with db.write() as session:
         assert garbage.forget(session, [one.id], before(queue)) == {one.id}
         pool, submitting = _background(lambda: queue.submit("a"))
-        _until_it_waits(db, submitting)
+        until_it_waits(db, submitting)
     with pool:
         run = submitting.result(WITHIN_S)
     assert isinstance(run, Run)
@@ -215,7 +200,7 @@ def test_a_stage_that_ends_with_content_that_is_being_removed_has_it(
         assert garbage.forget(session, [old.id], queue.clock.advance(2 * DAY)) == {old.id}
         stored = put(store, tmp_path, "weights")  # finds the files, which are still there
         pool, finishing = _background(lambda: queue.finish(claimed, Outcome.succeeded(stored)))
-        _until_it_waits(db, finishing)
+        until_it_waits(db, finishing)
     with pool:
         assert finishing.result(WITHIN_S) == "succeeded"
     assert not artifact_sweep.discard(old.uri, claimed_start(queue, claimed))

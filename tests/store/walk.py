@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from concurrent.futures import Future
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
+
+from sqlalchemy import text
 
 from engine.plan.stage import Plan, Stage
 from engine.store import outbox, runs, stages, workers
@@ -110,3 +114,18 @@ class Queue:
         """An artifact with the content hash of `text`."""
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         return StoredArtifact(sha256, f"/artifacts/{sha256}", "test", len(text), 1)
+
+
+def until_it_waits(db: Database, future: Future[Any]) -> None:
+    """Until the other transaction is stuck behind ours, or through. (SQLite: it is stuck at its beginning.)"""
+    if db.engine.dialect.name != "postgresql":
+        return
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not future.done():
+        with db.engine.connect() as connection:
+            if connection.scalar(waiting):
+                return
+        time.sleep(0.01)
