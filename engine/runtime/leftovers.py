@@ -91,12 +91,13 @@ def _checkpoints(session: Session, folder: Path) -> Found:
 def _shelves(session: Session, run_id: UUID, folder: Path) -> Found:
     rows = session.execute(select(Stage.id, Stage.name).where(Stage.run_id == run_id))
     stages = {_shelf_name(row.name, row.id): row.id for row in rows}
-    uris = session.scalars(select(Checkpoint.uri).where(Checkpoint.run_id == run_id))
+    uris = session.scalars(select(Checkpoint.uri).where(Checkpoint.run_id == run_id)).all()
     # The end of each place: another host may reach the same folder by another path.
     recorded = {Path(uri).parts[-3:] for uri in uris}
     for shelf in _entries(folder):
         if shelf.name not in stages:
-            yield "checkpoint", shelf, "its run has no such stage"
+            if not any(f"/{folder.name}/{shelf.name}" in uri for uri in uris):
+                yield "checkpoint", shelf, "its run has no such stage"
             continue
         for path in _entries(shelf, "attempt-*/*"):
             if path.name.startswith("."):

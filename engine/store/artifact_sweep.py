@@ -164,8 +164,8 @@ def _remote(url: str) -> Iterator[StoredFiles]:
     artifacts: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for path, info in found.items():
         shard, _, rest = path[len(root) :].strip("/").partition("/")
-        if (name := _NAME.match(rest)) and shard == rest[:2]:
-            artifacts.setdefault((shard, name[0]), []).append((path, info["size"] or 0))
+        if (found_name := _NAME.match(rest)) and shard == rest[:2]:
+            artifacts.setdefault((shard, found_name[0]), []).append((path, info["size"] or 0))
     for (shard, name), files in sorted(artifacts.items()):
         # The manifest is what is written anew where the same content is put again; without one, the newest file tells.
         manifests = [path for path, _ in files if path.endswith(name + MANIFEST)]
