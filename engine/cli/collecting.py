@@ -48,6 +48,7 @@ def gc(
     """
     from engine.cli.places import existing_store, the_settings
     from engine.clock import utc_now
+    from engine.errors import Refused
     from engine.runtime import sweep
     from engine.store.retention import Limits
 
@@ -68,11 +69,13 @@ def gc(
             answer_json(_report(found, []))
         return
     confirm(f"Remove {_things(found.items)}?", yes=yes)
-    gone = [item for item in found.items if item.remove()]
+    gone, problems = _remove(found.items)
     if as_json:
         answer_json(_report(found, gone))
-    kept = len(found.items) - len(gone)
+    kept = len(found.items) - len(gone) - len(problems)
     talk(f"Removed {_things(gone)}." + (f" {kept} wanted again meanwhile." if kept else ""))
+    if problems:
+        raise Refused(f"{len(problems)} could not be removed:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def rm(
@@ -95,6 +98,20 @@ def rm(
         removal.remove(db, one)
         leftovers.remove_files(one, the_settings())
         answer(one.handle)
+
+
+def _remove(items: Iterable[Item]) -> tuple[list[Item], list[str]]:
+    """Remove what can be: what went, and why something could not. A database that is away ends it all."""
+    from engine.errors import DiskError, Refused
+
+    gone, problems = [], []
+    for item in items:
+        try:
+            if item.remove():
+                gone.append(item)
+        except (DiskError, Refused) as error:
+            problems.append(f"{item.kind} {item.name}: {error}")
+    return gone, problems
 
 
 def _show(found: Found, now: Any) -> None:

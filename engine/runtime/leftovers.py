@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from engine.runtime.task import shelf_name
 from engine.settings import Settings
 from engine.store import garbage
 from engine.store.artifact_sweep import measure, remove
@@ -52,7 +53,7 @@ def leftovers(session: Session, settings: Settings, before: datetime) -> list[Le
 def remove_files(owned: Belongings, settings: Settings) -> None:
     """Remove what this home keeps of a run that SQL has forgotten."""
     shelves = settings.checkpoints / owned.handle
-    places = [shelves / _shelf_name(name, stage_id) for stage_id, name in owned.stages]
+    places = [shelves / shelf_name(name, stage_id) for stage_id, name in owned.stages]
     places += [settings.work / str(attempt) for attempt in owned.attempts]
     for stage_id, _ in owned.stages:
         places += _entries(settings.spool, f"{stage_id}.*")
@@ -61,11 +62,6 @@ def remove_files(owned: Belongings, settings: Settings) -> None:
         remove(path)
     with suppress(OSError):  # not empty: a run of the same handle was before this one
         shelves.rmdir()
-
-
-def _shelf_name(stage: str, stage_id: UUID) -> str:
-    """The folder of a stage's checkpoints, below its run's: `task` names it so."""
-    return f"{stage}-{stage_id.hex[:8]}"
 
 
 Found = Iterator[tuple[str, Path, str]]
@@ -90,7 +86,7 @@ def _checkpoints(session: Session, folder: Path) -> Found:
 
 def _shelves(session: Session, run_id: UUID, folder: Path) -> Found:
     rows = session.execute(select(Stage.id, Stage.name).where(Stage.run_id == run_id))
-    stages = {_shelf_name(row.name, row.id): row.id for row in rows}
+    stages = {shelf_name(row.name, row.id): row.id for row in rows}
     uris = session.scalars(select(Checkpoint.uri).where(Checkpoint.run_id == run_id)).all()
     # The end of each place: another host may reach the same folder by another path.
     recorded = {Path(uri).parts[-3:] for uri in uris}

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from engine.settings import Settings
 from engine.store.stages import Claimed, Outcome
@@ -49,7 +50,7 @@ class Task:
     @property
     def checkpoints(self) -> Path:
         """The stage's checkpoints, of all its attempts."""
-        return self.settings.checkpoints / self.claimed.handle / f"{self.claimed.name}-{self.claimed.stage_id.hex[:8]}"
+        return self.settings.checkpoints / self.claimed.handle / shelf_name(self.claimed.name, self.claimed.stage_id)
 
     def write(self) -> None:
         """Make the private directory, with the task in it."""
@@ -87,6 +88,11 @@ class Task:
             return Outcome.from_data(json.loads((self.work / "outcome.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
+
+
+def shelf_name(stage: str, stage_id: UUID) -> str:
+    """The folder of a stage's checkpoints, below its run's."""
+    return f"{stage}-{stage_id.hex[:8]}"
 
 
 def _write_whole(path: Path, data: Any) -> None:

@@ -102,7 +102,7 @@ class ArtifactStore:
 
         Content that is already there is not stored twice. Raises DiskError where the store refuses the write.
         """
-        with _disk(f"artifacts at {self.url}"):
+        with disk_errors(f"artifacts at {self.url}"):
             listing = hash_dir(path)
             uri = self._put_local(path, listing) if self._local is not None else self._put_remote(path, listing)
         return StoredArtifact(listing.sha256, uri, kind, listing.bytes, len(listing.files))
@@ -116,14 +116,14 @@ class ArtifactStore:
                     f"the artifact {sha256[:12]} is gone from {uri}: resubmit with --no-cache to make it anew"
                 )
             return path
-        with _disk(f"fetching {uri}"):
+        with disk_errors(f"fetching {uri}"):
             return self._fetch_remote(uri, sha256)
 
     def contains(self, uri: str) -> bool:
         """Whether the artifact at `uri` is there, whole."""
         if urlsplit(uri).scheme in ("", "file"):
             return Path(uri).is_dir()
-        filesystem, place = _filesystem(uri)
+        filesystem, place = filesystem_of(uri)
         return bool(filesystem.exists(_manifest(place)))
 
     def _put_local(self, path: Path, listing: Listing) -> str:
@@ -169,7 +169,7 @@ class ArtifactStore:
 
     def _put_remote(self, path: Path, listing: Listing) -> str:
         uri = f"{self.url}/{listing.sha256[:2]}/{listing.sha256}"
-        filesystem, place = _filesystem(uri)
+        filesystem, place = filesystem_of(uri)
         mark = f"{place}{STORING}{uuid4().hex}"
         filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
         filesystem.pipe_file(mark, b"")
@@ -194,7 +194,7 @@ class ArtifactStore:
         target = self._cache / sha256[:2] / sha256
         if target.is_dir():
             return target
-        filesystem, place = _filesystem(uri)
+        filesystem, place = filesystem_of(uri)
         if not filesystem.exists(_manifest(place)):
             raise NotFound(f"the artifact {sha256[:12]} is gone from {uri}: resubmit with --no-cache to make it anew")
         incoming = self._cache / f"incoming-{uuid4().hex}"
@@ -253,7 +253,8 @@ def _manifest(place: str) -> str:
     return place + MANIFEST
 
 
-def _filesystem(uri: str) -> tuple[Any, str]:
+def filesystem_of(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI, and the path in it."""
     import fsspec
 
     filesystem, place = fsspec.core.url_to_fs(uri)
@@ -276,7 +277,8 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def _disk(what: str) -> Iterator[None]:
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn what the file system refuses into DiskError."""
     try:
         yield
     except OSError as error:

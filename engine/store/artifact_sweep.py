@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from engine.errors import Refused
-from engine.store.artifact_store import MANIFEST, REMOVING, STORING, _disk, _filesystem, guarded, marked
+from engine.store.artifact_store import MANIFEST, REMOVING, STORING, disk_errors, filesystem_of, guarded, marked
 
 _NAME = re.compile(r"(?P<sha>[0-9a-f]{64})(?P<copy>-[0-9a-f]{32})?")
 _GONE = ".gone-"
@@ -49,7 +49,7 @@ def discard(uri: str, before: datetime) -> bool:
 
     One that is not there is removed already. Raises Refused or DiskError where the store does not let us.
     """
-    with _disk(f"removing {uri}"):
+    with disk_errors(f"removing {uri}"):
         if urlsplit(uri).scheme in ("", "file"):
             return _discard_local(Path(unquote(urlsplit(uri).path) if urlsplit(uri).scheme else uri), before)
         return _discard_remote(uri, before)
@@ -57,7 +57,7 @@ def discard(uri: str, before: datetime) -> bool:
 
 def contents(url: str) -> list[StoredFiles]:
     """All that lies in the artifact store at `url`."""
-    with _disk(f"artifacts at {url}"):
+    with disk_errors(f"artifacts at {url}"):
         parts = urlsplit(url)
         if parts.scheme in ("", "file"):
             return list(_local(Path(unquote(parts.path) if parts.scheme else url).absolute()))
@@ -81,11 +81,12 @@ def measure(path: Path) -> tuple[int, datetime]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder; gone already is as good."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=False, onerror=_unless_gone)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove a file or a folder; gone already is as good. Raises DiskError where we may not."""
+    with disk_errors(f"removing {path}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, onerror=_unless_gone)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _unless_gone(_function: object, _path: str, problem: Any) -> None:
@@ -94,13 +95,13 @@ def _unless_gone(_function: object, _path: str, problem: Any) -> None:
 
 
 def _discard_local(place: Path, before: datetime) -> bool:
+    if not place.exists():
+        return True
     if not _NAME.fullmatch(place.name) or place.parent.name != place.name[:2]:
         # What a removal left behind, or a copy that was never finished: nobody looks at these.
         if _GONE not in place.name and not place.name.startswith(_INCOMING):
             raise Refused(f"{place} is not where an artifact is kept: it is left alone")
         remove(place)
-        return True
-    if not place.is_dir():
         return True
     aside = place.with_name(f".{place.name}{_GONE}{uuid4().hex}")
     with guarded(place.parent.parent, exclusive=True):
@@ -132,7 +133,7 @@ def _local(root: Path) -> Iterator[StoredFiles]:
 
 
 def _discard_remote(uri: str, before: datetime) -> bool:
-    filesystem, place = _filesystem(uri)
+    filesystem, place = filesystem_of(uri)
     if not _NAME.fullmatch(place.rpartition("/")[2]):
         raise Refused(f"{uri} is not where an artifact is kept: it is left alone")
     mark = f"{place}{REMOVING}{uuid4().hex}"
@@ -155,7 +156,7 @@ def _discard_remote(uri: str, before: datetime) -> bool:
 
 
 def _remote(url: str) -> Iterator[StoredFiles]:
-    filesystem, root = _filesystem(url)
+    filesystem, root = filesystem_of(url)
     filesystem.invalidate_cache()
     try:
         found = filesystem.find(root, detail=True)

@@ -146,6 +146,30 @@ def test_nobody_there_to_ask_is_refused_and_nothing_goes(rlx, trained, home, mon
     assert len(rlx("show", "best-lang-1", "--json").data["checkpoints"]) == 3
 
 
+def test_what_cannot_be_removed_is_told_and_the_rest_goes(rlx, trained, lab, home, later, monkeypatch):
+    from engine.errors import DiskError
+    from engine.runtime import sweep
+
+    lab.now = utc_now()
+    trained()
+    trained()
+    rlx("rm", "best-lang-1", "--yes")
+    later(days=2)
+    original, seen = sweep.artifact_sweep.discard, []
+
+    def refuses_first(uri, before):
+        seen.append(uri)
+        if len(seen) == 1:
+            raise DiskError(f"removing {uri}: Permission denied")
+        return original(uri, before)
+
+    monkeypatch.setattr(sweep.artifact_sweep, "discard", refuses_first)
+    answer = rlx("gc", "--yes")
+    assert answer.code == 5
+    assert "Removed 1 thing" in answer.err
+    assert f"removing {seen[0]}: Permission denied" in answer.err
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

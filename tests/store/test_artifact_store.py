@@ -125,7 +125,7 @@ def test_a_full_disk_is_a_disk_error_and_loses_nothing(tmp_path: Path, monkeypat
 def test_a_damaged_remote_artifact_is_not_handed_out(tmp_path: Path) -> None:
     store = ArtifactStore(f"memory://rlx-{uuid.uuid4().hex}", cache=tmp_path / "cache")
     stored = store.put(tree(tmp_path / "out", a="x"), "k")
-    filesystem, place = artifact_store._filesystem(stored.uri)
+    filesystem, place = artifact_store.filesystem_of(stored.uri)
     filesystem.pipe_file(f"{place}/a", b"y")
     with pytest.raises(DiskError, match="damaged"):
         store.fetch(stored.uri, stored.sha256)
@@ -135,7 +135,7 @@ def test_a_damaged_remote_artifact_is_not_handed_out(tmp_path: Path) -> None:
 def test_a_remote_artifact_without_its_manifest_is_not_there_yet(tmp_path: Path) -> None:
     store = ArtifactStore(f"memory://rlx-{uuid.uuid4().hex}", cache=tmp_path / "cache")
     stored = store.put(tree(tmp_path / "out", a="x"), "k")
-    filesystem, place = artifact_store._filesystem(stored.uri)
+    filesystem, place = artifact_store.filesystem_of(stored.uri)
     filesystem.rm_file(f"{place}.manifest.json")
     assert not store.contains(stored.uri)
     with pytest.raises(NotFound):

@@ -118,7 +118,8 @@ def test_what_a_removal_or_a_copy_left_is_no_artifact(tmp_path: Path) -> None:
 def test_what_is_no_artifact_is_never_removed(store: ArtifactStore, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
-    for uri in (str(precious), f"{store.url}/ab/notes", f"{store.url}"):
+    put(store, tmp_path)
+    for uri in (str(precious), f"{store.url}"):
         with pytest.raises(Refused, match="left alone"):
             discard(uri, later())
     assert precious.is_dir()
@@ -231,14 +232,14 @@ def _pass(moment: datetime) -> None:
 
 def test_marks_of_the_dead_do_not_stay(remote: ArtifactStore, tmp_path: Path) -> None:
     stored = put(remote, tmp_path)
-    filesystem, place = artifact_store._filesystem(stored.uri)
+    filesystem, place = artifact_store.filesystem_of(stored.uri)
     filesystem.pipe_file(f"{place}.storing-{uuid.uuid4().hex}", b"")
     filesystem.pipe_file(f"{place}.removing-{uuid.uuid4().hex}", b"")
     copy = put(remote, tmp_path)
     assert copy.uri != stored.uri  # who removes the old one may not have seen us
     for one in contents(remote.url):
         assert discard(one.uri, later())
-    assert filesystem.find(artifact_store._filesystem(remote.url)[1]) == []
+    assert filesystem.find(artifact_store.filesystem_of(remote.url)[1]) == []
 
 
 def test_a_file_system_without_times_is_not_removed_from(
@@ -254,4 +255,4 @@ def test_a_file_system_without_times_is_not_removed_from(
         artifact_sweep.discard(stored.uri, later())
     monkeypatch.undo()
     assert remote.contains(stored.uri)
-    assert not artifact_store.marked(*artifact_store._filesystem(stored.uri), artifact_store.REMOVING)
+    assert not artifact_store.marked(*artifact_store.filesystem_of(stored.uri), artifact_store.REMOVING)
