@@ -208,6 +208,26 @@ def test_a_stage_that_ends_with_content_that_is_being_removed_has_it(
     assert (row.sha256, Path(row.uri).is_dir()) == (stored.sha256, True)
 
 
+def test_a_stage_that_ends_between_the_lock_and_the_removal_has_its_content(
+    queue: Queue, store: ArtifactStore, tmp_path: Path
+) -> None:
+    db = queue.db
+    removed(queue, made(queue, store, tmp_path))
+    claimed = queue.claim(queue.submit("b"), "b")
+    limit = queue.clock.advance(2 * DAY)
+    (old,) = unneeded_at(queue, limit)
+    with ThreadPoolExecutor(1) as pool:
+        with db.write() as session:
+            assert garbage._hold(session, [old.id]) == [old.id]
+            stored = put(store, tmp_path, "weights")
+            finishing = pool.submit(queue.finish, claimed, Outcome.succeeded(stored))
+            until_it_waits(db, finishing)
+            assert garbage.forget(session, [old.id], limit) == {old.id}
+        assert finishing.result(WITHIN_S) == "succeeded"
+    (row,) = _artifacts_of_stages(db)
+    assert row.sha256 == stored.sha256
+
+
 def unneeded_at(queue: Queue, limit: datetime) -> list[garbage.Unneeded]:
     with queue.db.read() as session:
         return garbage.unneeded(session, limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -15,7 +16,7 @@ from engine.store.retention import Limits, Shelved, surplus
 from engine.store.session import Database
 from engine.store.stages import Claimed, Outcome
 from engine.store.tables import Run
-from tests.store.walk import Clock, Queue, plan
+from tests.store.walk import Clock, Queue, plan, until_it_waits
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 RUN = UUID(int=1)
@@ -191,6 +192,22 @@ def test_forgetting_asks_once_more(db: Database, queue: Queue, clock: Clock) -> 
     with db.write() as session:
         assert retention.forget(session, run.id, ids) == {shelf[0].id}
     queue.resume(run)
+    claimed = queue.claim(run)
+    assert claimed.resume is not None
+    assert claimed.resume.step == 2
+
+
+def test_a_run_is_not_resumed_while_its_checkpoints_are_looked_through(db: Database, queue: Queue) -> None:
+    run = _trained(queue, Outcome.stopped())
+    queue.stop(run)
+    with ThreadPoolExecutor(1) as pool:
+        with db.write() as session:
+            gone = retention.forget(session, run.id, [one.id for one in retention.shelved(session, run.id)])
+            resuming = pool.submit(queue.resume, run)
+            until_it_waits(db, resuming)
+            assert not resuming.done()
+        assert resuming.result(60)
+    assert len(gone) == 1
     claimed = queue.claim(run)
     assert claimed.resume is not None
     assert claimed.resume.step == 2
