@@ -102,7 +102,7 @@ def _checkpoints(db: Database, session: Session, limits: Limits, now: datetime) 
             elsewhere.add(one.host)
         else:
             name = f"{one.handle} {one.stage} step-{one.step}"
-            items.append(Item("checkpoint", name, why, one.bytes, one.created_at, partial(_forget, db, one)))
+            items.append(Item("checkpoint", name, why, one.bytes, one.created_at, partial(_forget, db, one, now)))
     notes = [f"checkpoints on {host} are left alone: run `rlx gc` there" for host in sorted(map(str, elsewhere))]
     if limits.max_bytes is not None:
         needed = sum(one.bytes for one in shelved if one.needed is not None)
@@ -111,8 +111,8 @@ def _checkpoints(db: Database, session: Session, limits: Limits, now: datetime) 
     return items, tuple(notes)
 
 
-def _forget(db: Database, one: Shelved) -> bool:
-    if not db.transact(lambda session: retention.forget(session, one.run_id, [one.id])):
+def _forget(db: Database, one: Shelved, now: datetime) -> bool:
+    if not db.transact(lambda session: retention.forget(session, one.run_id, [one.id], looked_at=now)):
         return False
     put_aside(Path(one.uri))
     return True

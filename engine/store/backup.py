@@ -193,9 +193,9 @@ def _content(url: str) -> str:
     with _database(url) as db, db.read() as session:
         counts = {
             kind: session.scalar(select(func.count()).select_from(table.__table__))
-            for kind, table in (("runs", Run), ("specs", Spec), ("artifacts", Artifact))
+            for kind, table in (("run", Run), ("spec", Spec), ("artifact", Artifact))
         }
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items() if count)
 
 
 def _level(url: str, revision: str) -> None:

@@ -48,7 +48,7 @@ def belongings(session: Session, handle: str) -> Belongings:
     run = handles.find(session, handle)
     _refuse_live(run.handle, run.status)
     places = session.scalars(select(Checkpoint.uri).where(Checkpoint.run_id == run.id)).all()
-    users = retention.told_of(session, places, but=run.id)
+    users = retention.told_of(session, run, places)
     if users:
         raise Refused(
             f"{', '.join(users)} began from a checkpoint of {run.handle}, or evaluated it: remove "

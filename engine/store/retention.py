@@ -21,6 +21,8 @@ from engine.store.tables import Attempt, Checkpoint, Run, Stage, Worker
 from engine.store.transitions import ENDED, StageStatus
 
 BEST = "best"
+_CLOCKS = timedelta(hours=1)
+"""By which the clocks of hosts may differ."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Shelved:
 def surplus(shelved: Collection[Shelved], limits: Limits, *, now: datetime) -> list[tuple[Shelved, str]]:
     """The checkpoints that may go, oldest first, each with the limit that says so."""
     free = sorted((one for one in shelved if one.needed is None), key=_age)
-    chosen = {one.id: reason for one in free if (reason := _over(one, shelved, limits, now)) is not None}
+    newer = _newer(shelved)
+    chosen = {one.id: reason for one in free if (reason := _over(one, newer[one.id], limits, now)) is not None}
     if limits.max_bytes is not None:
         total = sum(one.bytes for one in shelved if one.id not in chosen)
         # What nobody labelled goes before what somebody did.
@@ -89,8 +92,11 @@ def surplus(shelved: Collection[Shelved], limits: Limits, *, now: datetime) -> l
     return [(one, chosen[one.id]) for one in free if one.id in chosen]
 
 
-def shelved(session: Session, run_id: UUID | None = None) -> list[Shelved]:
-    """Every checkpoint of one run, or of all, in plan order and then by step."""
+def shelved(session: Session, run_id: UUID | None = None, *, since: datetime | None = None) -> list[Shelved]:
+    """Every checkpoint of one run, or of all, in plan order and then by step.
+
+    With `since`, only what was submitted from then on is asked whether it refers to one.
+    """
     wanted = (
         select(Checkpoint, Run.handle, Run.status, Run.tags, Stage.name, Stage.status, Worker.host)
         .join(Stage, Stage.id == Checkpoint.stage_id)
@@ -103,7 +109,7 @@ def shelved(session: Session, run_id: UUID | None = None) -> list[Shelved]:
         wanted = wanted.where(Checkpoint.run_id == run_id)
     rows = session.execute(wanted).all()
     newest = {checkpoint.stage_id: checkpoint.id for checkpoint, *_ in rows}
-    referred = {path for _, _, paths in _told(session) for path in paths} if rows else set()
+    referred = {path for _, _, paths in _told(session, since) for path in paths} if rows else set()
     return [
         Shelved(
             id=checkpoint.id,
@@ -126,44 +132,56 @@ def shelved(session: Session, run_id: UUID | None = None) -> list[Shelved]:
     ]
 
 
-def forget(session: Session, run_id: UUID, ids: Collection[int]) -> set[int]:
-    """Remove those rows of one run that still may go; the ids of these. The run cannot come alive meanwhile."""
+def forget(session: Session, run_id: UUID, ids: Collection[int], *, looked_at: datetime | None = None) -> set[int]:
+    """Remove those rows of one run that still may go; the ids of these. The run cannot come alive meanwhile.
+
+    `looked_at`: when they were found; who refers to them by then has been asked, in all the store, once.
+    """
     lock_run(session, run_id)
-    free = {one.id for one in shelved(session, run_id) if one.id in ids and one.needed is None}
+    since = None if looked_at is None else looked_at - _CLOCKS
+    free = {one.id for one in shelved(session, run_id, since=since) if one.id in ids and one.needed is None}
     session.execute(delete(Checkpoint).where(Checkpoint.id.in_(free)))
     return free
 
 
-def told_of(session: Session, places: Collection[str], *, but: UUID | None = None) -> list[str]:
-    """Handles of the runs (`but` one) with a stage that was told of one of these folders, or of something below it."""
-    handles = {handle for run_id, handle, paths in _told(session) if run_id != but and paths & set(places)}
-    return sorted(handles)
+def told_of(session: Session, run: Run, places: Collection[str]) -> list[str]:
+    """Handles of other runs with a stage that was told of one of these folders of `run`, or of something below."""
+    told = _told(session, run.submitted_at - _CLOCKS)
+    return sorted({handle for run_id, handle, paths in told if run_id != run.id and paths & set(places)})
 
 
-def _told(session: Session) -> Iterator[tuple[UUID, str, set[str]]]:
+def _told(session: Session, since: datetime | None) -> Iterator[tuple[UUID, str, set[str]]]:
     """Every stage that was told of a folder: its run's id and handle, these folders, and those above them."""
-    rows = session.execute(
+    told = (
         select(Stage.run_id, Run.handle, Stage.extra)
         .join(Run, Run.id == Stage.run_id)
         .where(cast(Stage.extra, Text).like('%path"%'))
     )
-    for run_id, handle, extra in rows:
+    if since is not None:
+        told = told.where(Run.submitted_at >= since)
+    for run_id, handle, extra in session.execute(told):
         paths = [text for text in _texts(extra) if text.startswith("/")]
         yield run_id, handle, {*paths, *(str(parent) for path in paths for parent in PurePosixPath(path).parents)}
 
 
-def _over(one: Shelved, shelved: Collection[Shelved], limits: Limits, now: datetime) -> str | None:
-    if limits.keep is not None and BEST not in one.labels:
-        newer = [other for other in shelved if _shelf(other) == _shelf(one) and other.step > one.step]
-        if len(newer) >= limits.keep:
-            return f"not among the newest {limits.keep}"
+def _over(one: Shelved, newer: int, limits: Limits, now: datetime) -> str | None:
+    """Which limit of count or age lets it go, if any; `newer` checkpoints of its stage came after it."""
+    if limits.keep is not None and newer >= limits.keep and BEST not in one.labels:
+        return f"not among the newest {limits.keep}"
     if limits.older_than_s is not None and one.created_at < now - timedelta(seconds=limits.older_than_s):
         return "older than allowed"
     return None
 
 
-def _shelf(one: Shelved) -> tuple[UUID, str]:
-    return one.run_id, one.stage
+def _newer(shelved: Collection[Shelved]) -> dict[int, int]:
+    """Id -> how many of its stage are newer."""
+    counts: dict[tuple[UUID, str], int] = {}
+    found = {}
+    for one in sorted(shelved, key=lambda one: -one.step):
+        shelf = (one.run_id, one.stage)
+        found[one.id] = counts.get(shelf, 0)
+        counts[shelf] = found[one.id] + 1
+    return found
 
 
 def _age(one: Shelved) -> tuple[datetime, int]:

@@ -129,7 +129,7 @@ def test_a_store_with_content_is_not_replaced_unasked(idle: Queue, tmp_path: Pat
     file = tmp_path / "store.backup"
     backup.save(idle.db.url, file)
     before = contents(idle.db)
-    with pytest.raises(Refused, match=r"1 runs, 1 specs, 1 artifacts: say --yes"):
+    with pytest.raises(Refused, match=r"1 run, 1 spec, 1 artifact: say --yes"):
         backup.restore(idle.db.url, file, now=idle.clock())
     assert contents(idle.db) == before
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, insert, select
 
 from engine.errors import NotFound, Refused
-from engine.store import removal, runs
+from engine.store import checkpoints, removal, runs
 from engine.store.metrics import MetricWriter
 from engine.store.session import Database
 from engine.store.stages import Outcome
 from engine.store.tables import METADATA, CacheEntry, Event, Metric, Run, Sample, Series
-from tests.store.walk import Clock, Queue
+from tests.store.walk import Clock, Queue, plan
 
 NAMES = tuple(METADATA.tables)
 SHARED = {"specs", "workers", "artifacts", "cache_entries", "locks"}
@@ -83,6 +84,27 @@ def test_a_live_run_is_refused(db: Database, queue: Queue) -> None:
     with pytest.raises(Refused, match="queued"):
         removal.remove(db, belongings, clock=queue.clock)
     assert queue.status(run) == "queued"
+
+
+def test_a_run_that_another_began_from_is_refused_until_that_is_gone(db: Database, queue: Queue) -> None:
+    run = queue.submit("train")
+    claimed = queue.claim(run)
+    with db.write() as session:
+        checkpoints.record(
+            session, run_id=run.id, stage_id=claimed.stage_id, number=1, step=1, labels=["best"], uri="/c/1",
+            sha256="0" * 64, size=1, now=queue.clock(),
+        )  # fmt: skip
+    queue.finish(claimed)
+    child = plan("train", name="child", salt="child")
+    child = replace(child, stages=(replace(child.stages[0], extra={"model_path": "/c/1/policy"}),))
+    with db.write() as session:
+        second = runs.submit(session, child, runs.Submission(source="v", resolved={}), now=queue.clock())
+    queue.finish(queue.claim(second))
+    with pytest.raises(Refused, match="child-1 began from a checkpoint of best-lang-1"):
+        owned(db, run)
+    removal.remove(db, owned(db, second), clock=queue.clock)
+    removal.remove(db, owned(db, run), clock=queue.clock)
+    assert counts(db)["runs"] == 0
 
 
 def test_half_removed_it_cannot_be_resumed_and_removing_again_finishes(

@@ -144,6 +144,14 @@ def _trained(queue: Queue, outcome: Outcome | None = None, **more: object) -> Ru
     return run
 
 
+def _refer(queue: Queue, extra: dict[str, object]) -> Run:
+    """A run with a stage that is told of a folder."""
+    child = plan("prepare", name="child")
+    child = replace(child, stages=(replace(child.stages[0], extra=extra),))
+    with queue.db.write() as session:
+        return runs.submit(session, child, runs.Submission(source="v", resolved={}), now=queue.clock())
+
+
 def _needed(db: Database, run: Run) -> dict[int, str | None]:
     with db.read() as session:
         return {one.step: one.needed for one in retention.shelved(session, run.id)}
@@ -172,11 +180,19 @@ def test_a_checkpoint_that_another_run_was_told_of_is_needed(
     db: Database, queue: Queue, extra: dict[str, object]
 ) -> None:
     run = _trained(queue, Outcome.succeeded(queue.artifact()))
-    child = plan("prepare", name="child")
-    child = replace(child, stages=(replace(child.stages[0], extra=extra),))
-    with db.write() as session:
-        runs.submit(session, child, runs.Submission(source="v", resolved={}), now=queue.clock())
+    _refer(queue, extra)
     assert _needed(db, run) == {1: "another run refers to it", 2: None}
+
+
+def test_who_comes_to_refer_to_it_between_the_look_and_the_removal_is_seen(db: Database, queue: Queue) -> None:
+    run = _trained(queue, Outcome.succeeded(queue.artifact()))
+    looked_at = queue.clock.advance(10 * 86400)
+    with db.read() as session:
+        shelf = retention.shelved(session, run.id)
+    _refer(queue, {"checkpoint": {"path": shelf[0].uri}})
+    with db.write() as session:
+        ids = [one.id for one in shelf]
+        assert retention.forget(session, run.id, ids, looked_at=looked_at) == {shelf[1].id}
 
 
 def test_forgetting_asks_once_more(db: Database, queue: Queue, clock: Clock) -> None:
