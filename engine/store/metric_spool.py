@@ -17,7 +17,7 @@ from uuid import UUID
 from engine.errors import DiskError
 
 Point = tuple[float | None, float]
-"""(value, time)."""
+"""(value, time); None for a value that is not finite."""
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,17 @@ import threading
 import time as clock
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from engine.errors import RlxError, StaleAttempt, Unreachable
 from engine.log import get_logger
+from engine.store.metric_buckets import Standing, keep_up, standings
 from engine.store.metric_spool import MetricSpool, Point
+from engine.store.metric_upsert import Steps, give_way, upsert
 from engine.store.session import Database
 from engine.store.stages import fenced
 from engine.store.tables import RunId, Series, StageId
@@ -31,24 +32,16 @@ from engine.store.values import storable_text
 log = get_logger(__name__)
 
 FLUSH_S = 0.5
-_BATCH = 2_000
-"""`log` calls a transaction."""
-_SLICE = 100
-"""`log` calls converted before the thread lets the training loop have the interpreter."""
-_ROWS = (512, 64, 8, 1)
-"""Rows a statement. One statement for many rows runs without the interpreter's lock from end to end, where
-`executemany` would beg for it back after every row, and wait long for it beside a busy training loop."""
-_CHUNK = 1024
+_BATCH = 10_000
+"""Values a transaction, or those of one `log` call where it has more."""
+_SLICE = 500
+"""Values that the thread handles before it lets the training loop have the interpreter."""
 _LONGEST_KEY = 255
-
-_UPSERT = " ON CONFLICT (series_id, step) DO UPDATE SET value = excluded.value, time = excluded.time"
-_INTO = "INSERT INTO metrics (series_id, step, value, time) "
-_SQLITE = {rows: _INTO + "VALUES " + ", ".join(["(?, ?, ?, ?)"] * rows) + _UPSERT for rows in _ROWS}
-_POSTGRESQL = _INTO + "SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::float8[], %s::float8[])" + _UPSERT
+_STEPS = range(-(2**62), 2**62)
+"""Steps that the databases and their arithmetic can hold."""
 
 Entry = tuple[int, dict[str, float], float]
-Points = Mapping[str, Mapping[int, Point]]
-Row = tuple[int, int, float | None, float]
+Points = Mapping[str, Steps]
 
 
 class MetricWriter:
@@ -71,11 +64,11 @@ class MetricWriter:
         self._pending: deque[Entry] = deque()
         self._append = self._pending.append
         self._spool = MetricSpool(spool_dir, stage_id)
-        self._series: dict[str, int] = {}
+        self._series: dict[str, Standing] = {}
         self._names: dict[str, str] = {}
         self._delivering = threading.Lock()
         self._stale: StaleAttempt | None = None
-        self._refused_keys: set[Any] = set()
+        self._refused_keys: set[str] = set()
         self._wake = threading.Event()
         self._closing = False
         self._flush_s = flush_s
@@ -146,12 +139,13 @@ class MetricWriter:
         reachable = self._deliver_spool()
         left = len(self._pending)  # what is logged meanwhile is for the next round
         while left > 0 and self.stale is None:
-            entries = [self._pending.popleft() for _ in range(min(left, _BATCH))]
-            left -= len(entries)
+            entries: list[Entry] = []
             try:
-                points = self._points(entries)
+                points = self._take(left, entries)
+                left -= len(entries)
                 if not (reachable := reachable and self._store(points)) and self.stale is None:
-                    self._spool.append(points)
+                    for part in _spooled(points):
+                        self._spool.append(part)
             except BaseException:
                 self._pending.extendleft(reversed(entries))
                 raise
@@ -159,26 +153,37 @@ class MetricWriter:
     def _deliver_spool(self) -> bool:
         """Whether the database answers, as far as we can tell."""
         while (batch := self._spool.first()) is not None:
-            if batch.points and not self._store(batch.points):
+            if batch.points and not self._store(_unspooled(batch.points)):
                 return False
             self._spool.strike_off(batch)
         return True
 
-    def _points(self, entries: list[Entry]) -> Points:
-        """Key -> step -> (value, time), the newest winning."""
-        found: dict[str, dict[int, Point]] = {}
+    def _take(self, most: int, entries: list[Entry]) -> Points:
+        """Move up to `most` pending entries to `entries`; they as key -> step -> (value, time), the newest winning."""
+        found: dict[str, Steps] = {}
         names = self._names
-        for place, (step, values, time) in enumerate(entries):
+        taken = held = 0
+        while len(entries) < most and taken < _BATCH:
+            entry = self._pending.popleft()
+            entries.append(entry)
+            step, values, time = entry
+            if step not in _STEPS:
+                self._refuse("step", ValueError(f"{step} is out of range"))
+                continue
             for key, value in values.items():
                 name = names.get(key)
                 if name is None:
                     name = names[key] = storable_text(key)[:_LONGEST_KEY]
                 points = found.get(name)
                 if points is None:
-                    points = found[name] = {}
-                points[step] = (value if math.isfinite(value) else None, time)
-            if place % _SLICE == _SLICE - 1:
-                clock.sleep(0)
+                    points = found[name] = Steps({}, {})
+                points.values[step] = value if math.isfinite(value) else None
+                points.times[step] = time
+            taken += len(values)
+            held += len(values)
+            if held >= _SLICE:
+                held = 0
+                give_way()
         return found
 
     def _store(self, points: Points) -> bool:
@@ -187,10 +192,11 @@ class MetricWriter:
             with self._db.write() as session:
                 fenced(session, self._stage_id, self._fence)
                 self._intern(session, points)
-                for rows in _chunks(points, self._series):
-                    _upsert(session, rows)
+                give_way()
+                upsert(session, ((self._series[key].id, steps) for key, steps in points.items()))
+                keep_up(session, ((self._series[key], steps.values) for key, steps in points.items()))
         except Unreachable:
-            self._series.clear()  # an id may have been handed out in a transaction that never was
+            self._series.clear()  # what we know of them may be from a transaction that never was
             return False
         except StaleAttempt as error:
             self._stale = error
@@ -201,7 +207,7 @@ class MetricWriter:
         return True
 
     def _intern(self, session: Session, keys: Iterable[str]) -> None:
-        """Give every key its series."""
+        """Know the series of every key and how far it is summarised."""
         new = sorted(key for key in keys if key not in self._series)
         if not new:
             return
@@ -209,10 +215,7 @@ class MetricWriter:
             insert(session, Series).on_conflict_do_nothing(index_elements=[Series.stage_id, Series.key]),
             [{"run_id": self._run_id, "stage_id": self._stage_id, "key": key} for key in new],
         )
-        rows = session.execute(
-            select(Series.key, Series.id).where(Series.stage_id == self._stage_id, Series.key.in_(new))
-        )
-        self._series |= {row.key: row.id for row in rows}
+        self._series |= standings(session, self._stage_id, new)
 
     def _log_what_can_be(self, step: Any, metrics: Mapping[Any, Any], time: float) -> None:
         """The values that are numbers; what is none is named in the log, once a key."""
@@ -223,35 +226,27 @@ class MetricWriter:
                 step = int(step)
             except Exception as error:  # noqa: BLE001  # as in `log`
                 values.pop(str(key), None)
-                if key not in self._refused_keys:
-                    self._refused_keys.add(key)
-                    log.warning("a metric is not a number", extra={"key": str(key), "error": str(error)})
+                self._refuse(str(key), error)
         if values:
             self._append((step, values, time))
 
-
-def _chunks(points: Points, series: Mapping[str, int]) -> Iterator[list[Row]]:
-    """Rows of the table, a few hundred at a time."""
-    rows: list[Row] = []
-    for key, by_step in points.items():
-        series_id = series[key]
-        for step, (value, time) in by_step.items():
-            rows.append((series_id, step, value, time))
-            if len(rows) == _CHUNK:
-                yield rows
-                rows = []
-    if rows:
-        yield rows
+    def _refuse(self, key: str, error: Exception) -> None:
+        """Say once a key that it is left out."""
+        if key not in self._refused_keys:
+            self._refused_keys.add(key)
+            log.warning("a metric is not a number", extra={"key": key, "error": str(error)})
 
 
-def _upsert(session: Session, rows: list[Row]) -> None:
-    connection = session.connection()
-    if connection.dialect.name == "postgresql":
-        # One statement with four arrays is several times as fast as rows one by one.
-        connection.exec_driver_sql(_POSTGRESQL, tuple(list(column) for column in zip(*rows, strict=True)))
-        return
-    begin = 0
-    for size in _ROWS:
-        while len(rows) - begin >= size:
-            connection.exec_driver_sql(_SQLITE[size], tuple(chain.from_iterable(rows[begin : begin + size])))
-            begin += size
+def _spooled(points: Points) -> Iterator[dict[str, dict[int, Point]]]:
+    """As the spool takes them, a slice at a time: turning them to JSON holds the interpreter's lock."""
+    for key, (values, times) in points.items():
+        rows = iter(values)
+        while steps := list(islice(rows, _SLICE)):
+            yield {key: {step: (values[step], times[step]) for step in steps}}
+
+
+def _unspooled(points: Mapping[str, Mapping[int, Point]]) -> Points:
+    return {
+        key: Steps({step: value for step, (value, _) in rows.items()}, {step: time for step, (_, time) in rows.items()})
+        for key, rows in points.items()
+    }

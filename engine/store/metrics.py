@@ -1,18 +1,20 @@
 """Metrics: points written in batches, curves read in buckets.
 
 A point is (series, step, value, time) in a table clustered by (series, step); a series is a key of a stage.
-`MetricWriter` (in `metric_writer`, handed on here) writes them from a background thread.
+`MetricWriter` (in `metric_writer`, handed on here) writes them from a background thread, and keeps `metric_buckets`
+of long series beside them, which curves read instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import bindparam, select, text
 from sqlalchemy.orm import Session
 
+from engine.store.metric_buckets import Piece, cover
 from engine.store.metric_writer import MetricWriter
 from engine.store.tables import Metric, RunId, Series, Stage
 
@@ -90,13 +92,15 @@ def curve(
     start: int | None = None,
     stop: int | None = None,
 ) -> Curve:
-    """`key` over steps (from `start`, before `stop`) in at most `buckets` buckets of equal width.
+    """`key` over steps (from `start`, before `stop`): every point, or where there are too many, `buckets` at most.
 
-    Where several stages logged the key, it is the last one's in plan order, unless `stage` names one. Every
-    bucket has the lowest, highest and last value, so a spike is never lost. Empty for an unknown key.
+    The width of buckets is the least power of two that will do and they begin at its multiples, so that they keep
+    their places while a run goes on. Every bucket has the lowest, highest and last value: a spike is never lost.
+    Where several stages logged the key, it is the last one's in plan order, unless `stage` names one. Empty for an
+    unknown key. `buckets` is two or more. Reads about as much for ten million points as for a thousand.
     """
     query = (
-        select(Series.id, Stage.name)
+        select(Series.id, Series.shift, Series.mark, Stage.name)
         .join(Stage, Stage.id == Series.stage_id)
         .where(Series.run_id == run_id, Series.key == key)
         .order_by(Stage.position.desc())
@@ -107,8 +111,7 @@ def curve(
     found = session.execute(query).one_or_none()
     if found is None:
         return Curve(key, stage or "", True, ())
-    series_id, stage_name = found
-    within = [Metric.series_id == series_id]
+    within = [Metric.series_id == found.id]
     if start is not None:
         within.append(Metric.step >= start)
     if stop is not None:
@@ -118,33 +121,61 @@ def curve(
     ).all()
     if len(points) <= buckets:
         exact = tuple(CurvePoint(step, value, value, value, _time(time), 1) for step, value, time in points)
-        return Curve(key, stage_name, True, exact)
+        return Curve(key, found.name, True, exact)
     first = points[0].step
-    newest = session.scalars(select(func.max(Metric.step)).where(*within)).one()
-    width = -(-(newest + 1 - first) // buckets)
-    rows = session.execute(_BUCKETS, {"series": series_id, "first": first, "newest": newest, "width": width})
-    return Curve(
-        key,
-        stage_name,
-        False,
-        tuple(CurvePoint(step, value, low, high, _time(time), count) for step, value, low, high, time, count in rows),
-    )
+    newest = session.scalars(select(Metric.step).where(*within).order_by(Metric.step.desc()).limit(1)).one()
+    shift = _shift(first, newest, buckets)
+    pieces = cover(first, newest + 1, found.shift, found.mark, shift)
+    return Curve(key, found.name, False, tuple(_bucketed(session, found.id, pieces, shift)))
 
 
-# One pass over the clustered key for the extremes, then one look-up a bucket for its last point.
-_BUCKETS = text(
-    """
+def _shift(first: int, newest: int, buckets: int) -> int:
+    """log2 of the narrowest width whose multiples cut these steps into no more than `buckets`."""
+    if buckets < 2:
+        raise ValueError(f"a curve has two buckets or more, not {buckets}")
+    shift = 0
+    while (newest >> shift) - (first >> shift) >= buckets:
+        shift += 1
+    return shift
+
+
+def _bucketed(session: Session, series_id: int, pieces: Sequence[Piece], shift: int) -> Iterator[CurvePoint]:
+    """Every bucket of 2^`shift` steps, put together from the pieces."""
+    parts = [
+        (_POINTS if piece.level is None else _BUCKETS).format(by=shift - piece.shift, place=place)
+        for place, piece in enumerate(pieces)
+    ]
+    values: dict[str, int | None] = {"series": series_id}
+    for place, piece in enumerate(pieces):
+        values |= {f"level{place}": piece.level, f"first{place}": piece.first, f"end{place}": piece.end}
+    rows = session.execute(text(_TOGETHER.format(parts=" UNION ALL ".join(parts))), values)
+    for step, value, low, high, time, count in rows:
+        yield CurvePoint(step, value, low, high, _time(time), int(count))
+
+
+# In words and not in SQLAlchemy's: a page of fifty curves would spend most of its time on compiling them.
+_POINTS = """
+    SELECT step >> {by} AS place, max(step) AS last_step, min(value) AS low, max(value) AS high, count(*) AS n
+    FROM metrics
+    WHERE series_id = :series AND step >= :first{place} AND step < :end{place}
+    GROUP BY 1
+"""
+_BUCKETS = """
+    SELECT bucket >> {by} AS place, max(last_step) AS last_step, min(low) AS low, max(high) AS high, sum(count) AS n
+    FROM metric_buckets
+    WHERE series_id = :series AND level = :level{place} AND bucket >= :first{place} AND bucket < :end{place}
+    GROUP BY 1
+"""
+_TOGETHER = """
     SELECT metrics.step, metrics.value, bucket.low, bucket.high, metrics.time, bucket.n
     FROM (
-        SELECT max(step) AS last_step, min(value) AS low, max(value) AS high, count(*) AS n
-        FROM metrics
-        WHERE series_id = :series AND step BETWEEN :first AND :newest
-        GROUP BY (step - :first) / :width
+        SELECT max(last_step) AS last_step, min(low) AS low, max(high) AS high, sum(n) AS n
+        FROM ({parts}) AS part
+        GROUP BY place
     ) AS bucket
     JOIN metrics ON metrics.series_id = :series AND metrics.step = bucket.last_step
     ORDER BY metrics.step
-    """
-)
+"""
 
 _LAST = text(
     """

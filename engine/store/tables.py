@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, NewType
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Float, ForeignKey, Index, String, Text, UniqueConstraint, Uuid
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, SmallInteger, String, Text, UniqueConstraint, Uuid
 from sqlalchemy.orm import Mapped, mapped_column
 
 from engine.store.columns import Base, BigId
@@ -197,6 +197,10 @@ class Series(Base):
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
     stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"))
     key: Mapped[str]
+    shift: Mapped[int | None] = mapped_column(SmallInteger)
+    """log2 of the steps that its narrowest buckets span; None while it has none."""
+    mark: Mapped[int | None] = mapped_column(BigInteger)
+    """Points at lower steps are in buckets too."""
 
 
 class Metric(Base):
@@ -213,6 +217,23 @@ class Metric(Base):
     """None stands for a value that was not finite."""
     time: Mapped[float] = mapped_column(Float(53))
     """Seconds since the epoch, UTC."""
+
+
+class MetricBucket(Base):
+    """The points of a series over 2^(shift + 5 level) steps, summed up; see `metric_buckets`. No foreign key either."""
+
+    __tablename__ = "metric_buckets"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    series_id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=False)
+    level: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    bucket: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=False)
+    """Steps divided by its width, rounded down."""
+    last_step: Mapped[int] = mapped_column(BigInteger)
+    count: Mapped[int] = mapped_column(BigInteger)
+    low: Mapped[float | None] = mapped_column(Float(53))
+    """None where no value was finite; so is `high`."""
+    high: Mapped[float | None] = mapped_column(Float(53))
 
 
 class Checkpoint(Base):

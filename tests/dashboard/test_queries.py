@@ -52,7 +52,7 @@ def test_what_the_pages_read(store: Database) -> None:
         assert len(series["train", "policy/kl"].points) == ITERATIONS
         assert series["train", "policy/kl"].exact
         loss = series["model", "train/loss"]
-        assert len(loss.points) == 100
+        assert len(loss.points) == 63  # 500 steps by 8: by 4 they would be more than 100
         assert not loss.exact
         assert loss.points[0].seconds >= 0
 
