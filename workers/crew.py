@@ -13,10 +13,11 @@ from uuid import UUID
 
 from engine.errors import Unreachable
 from engine.log import get_logger
-from engine.store import queue
+from engine.plan.stage import Needs
 from engine.store.queue import Waiting
 from engine.store.tables import StageId
 from workers import adoption
+from workers.choice import Chooser
 from workers.devices import Devices
 from workers.supervisor import Deps, supervise, take_over
 
@@ -34,8 +35,9 @@ class Crew:
         run_id: UUID | None = None,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
-        self._deps, self._devices, self._queues, self._run_id = deps, devices, list(queues), run_id
-        self._on_idle = on_idle
+        self._deps, self._devices, self._run_id, self._on_idle = deps, devices, run_id, on_idle
+        self._chooser = Chooser(deps.db, deps.worker, devices, queues, run_id, deps.now)
+        self._closed = False
         self._looking = threading.Lock()
         self._busy: set[StageId] = set()
         self._threads: set[threading.Thread] = set()
@@ -43,21 +45,21 @@ class Crew:
 
     def look(self) -> int:
         """Start what is ready and fits; how many."""
-        if self._deps.draining.is_set() or not self._devices.any_free:
+        if self._closed or self._deps.draining.is_set() or not self._devices.any_free:
             return 0
         with self._looking:
-            chosen = self._devices.take([stage for stage in self._waiting() if stage.stage_id not in self._busy])
+            chosen = self._chooser.choose(self._busy)
             for stage, devices in chosen:
                 self._start(stage.stage_id, devices)
         return len(chosen)
 
+    def close(self) -> None:
+        """Start nothing more; what runs goes on."""
+        self._closed = True
+
     def misfit(self) -> Waiting | None:
         """A stage that waits for us, and needs more than we have."""
-        return next((stage for stage in self._waiting() if not self._devices.fits(stage.resources)), None)
-
-    def _waiting(self) -> list[Waiting]:
-        with self._deps.db.read() as session:
-            return queue.ready(session, queues=self._queues, now=self._deps.now(), run_id=self._run_id)
+        return self._chooser.misfit()
 
     def adopt(self) -> None:
         """Go on with what a predecessor of ours, dead by now, left at work on this host."""
@@ -100,6 +102,11 @@ class Crew:
                     self._on_idle()
             except Unreachable as error:
                 log.warning("the queue could not be read", extra={"error": str(error)})
+
+    @property
+    def lends(self) -> Needs:
+        """What the worker has, lent or not."""
+        return self._devices.total
 
     @property
     def size(self) -> int:

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from engine.plan.stage import Resources
+from engine.plan.stage import Needs
 from engine.store.queue import Waiting
+
+Keep = Callable[[Waiting, Needs], bool]
+"""Whether what is left on this worker is kept for a stage that needs more."""
+
+_PASSED_OVER = 32
+"""So many stages that do not fit what is free are looked at in one look; past them, only what does fit."""
+
+
+class Offers(Protocol):
+    """Stages that wait, in the order in which they come up: `queue.Line`."""
+
+    def next(self, largest: Needs) -> Waiting | None:
+        """The next one that needs no more than `largest`."""
+        ...
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What one attempt takes: slots and GPUs."""
+class Taken:
+    """What one look led to."""
 
-    slots: int
-    gpus: int
-
-    @classmethod
-    def of(cls, resources: Resources) -> Needs:
-        """At least one slot, and a GPU where the stage insists on CUDA."""
-        return cls(max(1, resources.slots), max(resources.gpus, 1 if resources.device == "cuda" else 0))
+    lent: Sequence[tuple[Waiting, tuple[str, ...]]]
+    """Stages to start, each with its devices."""
+    kept: Waiting | None = None
+    """The stage that what is still free, as far as it needs that, was kept for."""
 
 
 class Devices:
@@ -30,64 +42,83 @@ class Devices:
 
     def __init__(self, slots: int, gpus: Sequence[str] = ()) -> None:
         self.slots, self.gpus = slots, tuple(gpus)
+        self.total = Needs(slots, len(self.gpus))
         self._lock = threading.Lock()
-        self._free_slots = [f"slot:{index}" for index in range(slots)]
-        self._free_gpus = [f"gpu:{gpu}" for gpu in self.gpus]
+        self._slots = [f"slot:{index}" for index in range(slots)]
+        self._gpus = [f"gpu:{gpu}" for gpu in self.gpus]
+        self._free = {*self._slots, *self._gpus}
 
     @property
     def any_free(self) -> bool:
         """Whether a stage could start at all."""
-        return bool(self._free_slots)
+        return not self._free.isdisjoint(self._slots)
 
     @property
     def all_free(self) -> bool:
         """Whether nothing is lent."""
         with self._lock:
-            return len(self._free_slots) == self.slots and len(self._free_gpus) == len(self.gpus)
+            return len(self._free) == len(self._slots) + len(self._gpus)
 
-    def fits(self, resources: Resources) -> bool:
+    def fits(self, needs: Needs) -> bool:
         """Whether the worker has what the stage needs, lent or not."""
-        needs = Needs.of(resources)
-        return needs.slots <= self.slots and needs.gpus <= len(self.gpus)
+        return needs.within(self.total)
 
-    def take(self, waiting: Sequence[Waiting]) -> list[tuple[Waiting, tuple[str, ...]]]:
-        """Lend devices to as many of `waiting` as fit, first come first served.
+    def take(self, offers: Offers, keep: Keep = lambda stage, left: True) -> Taken:
+        """Lend devices to as many of the offered stages as fit, first come first served; all that one needs, or none.
 
-        A stage that fits this worker, but not what is free, keeps its place: what is free of the devices that it
-        needs is not lent to those behind it, so that small stages do not starve a large one for ever. One that
-        needs more than the worker has is passed over.
+        A stage that fits this worker, but not what is free, is passed over, unless `keep` says that this worker is
+        the one to keep its devices for it: then what it needs of them is not lent to those behind it, so that
+        small stages do not starve it for ever.
         """
-        chosen = []
         with self._lock:
-            slots, gpus = len(self._free_slots), len(self._free_gpus)
-            for stage in waiting:
-                if not self.fits(stage.resources):
-                    continue
-                needs = Needs.of(stage.resources)
-                if needs.slots <= slots and needs.gpus <= gpus:
-                    taken = self._free_slots[: needs.slots] + self._free_gpus[: needs.gpus]
-                    del self._free_slots[: needs.slots], self._free_gpus[: needs.gpus]
-                    chosen.append((stage, tuple(taken)))
-                slots, gpus = max(0, slots - needs.slots), max(0, gpus - needs.gpus)
-        return chosen
+            before = set(self._free)
+            try:
+                return self._take(offers, keep)
+            except BaseException:  # the store went away half-way: nothing was lent
+                self._free = before
+                raise
+
+    def _take(self, offers: Offers, keep: Keep) -> Taken:
+        lent: list[tuple[Waiting, tuple[str, ...]]] = []
+        kept, passed = None, 0
+        left = Needs(*(sum(name in self._free for name in names) for names in (self._slots, self._gpus)))
+        while left.slots:
+            only_what_is_left = kept is not None or passed >= _PASSED_OVER
+            stage = offers.next(left if only_what_is_left else self.total)
+            if stage is None:
+                break
+            if stage.needs.within(left):
+                lent.append((stage, self._lend(stage.needs)))
+                left -= stage.needs
+            elif keep(stage, left):
+                kept = stage
+                left -= stage.needs
+            else:
+                passed += 1
+        return Taken(lent, kept)
+
+    def _lend(self, needs: Needs) -> tuple[str, ...]:
+        slots = [name for name in self._slots if name in self._free][: needs.slots]
+        gpus = [name for name in self._gpus if name in self._free][: needs.gpus]
+        self._free.difference_update(slots, gpus)
+        return (*slots, *gpus)
 
     def lend_again(self, devices: Sequence[str]) -> tuple[str, ...] | None:
         """What a dead predecessor had lent: exactly these GPUs, and as many slots; None where they are not free."""
         gpus = [name for name in devices if name.startswith("gpu:")]
         slots = len(devices) - len(gpus)
         with self._lock:
-            if slots > len(self._free_slots) or not set(gpus) <= set(self._free_gpus):
+            free = [name for name in self._slots if name in self._free]
+            if slots > len(free) or not self._free.issuperset(gpus):
                 return None
-            taken = self._free_slots[:slots] + gpus
-            del self._free_slots[:slots]
-            self._free_gpus = [name for name in self._free_gpus if name not in gpus]
-        return tuple(taken)
+            taken = (*free[:slots], *gpus)
+            self._free.difference_update(taken)
+        return taken
 
     def give_back(self, taken: Sequence[str]) -> None:
         """The attempt is over."""
         with self._lock:
-            self._free_slots = sorted({*self._free_slots, *(name for name in taken if name.startswith("slot:"))})
-            self._free_gpus = sorted({*self._free_gpus, *(name for name in taken if name.startswith("gpu:"))})
+            self._free.update(taken)
 
 
 def gpu_ids(devices: Sequence[str]) -> tuple[str, ...]:

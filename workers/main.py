@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -23,10 +24,10 @@ from engine.store import events, queue, workers
 from engine.store.processes import host_name, process_started
 from engine.store.session import Database, open_database
 from engine.store.tables import WorkerId
-from engine.store.workers import WorkerStatus
+from engine.store.workers import Drain, WorkerStatus
 from workers.children import Children
 from workers.crew import Crew
-from workers.devices import Devices, Needs, gpus_here
+from workers.devices import Devices, gpus_here
 from workers.housekeeping import Housekeeping
 from workers.supervisor import Deps, Times
 
@@ -59,12 +60,10 @@ def run_worker(
     children.warm_up()  # first of all: it takes longest
     try:
         db = open_database(settings)
-        lent = [str(gpu) for gpu in gpus] if gpus is not None else gpus_here()
         if run_id is not None:
             with db.read() as session:
                 queues = queue.names(session, run_id)
-        devices = Devices(slots or max(1, len(lent)), lent)
-        worker = _register(db, devices, name or host_name(), queues, run_id)
+        worker, devices = _register(db, name or host_name(), queues, slots, gpus, run_id)
         deps = Deps(settings, db, worker, children, times=times or Times())
         crew = Crew(deps, devices, queues, run_id, on_idle=signals.wake)
         try:
@@ -133,12 +132,19 @@ def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_i
 
 def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> int:
     """Until it is time to leave: give signs of life, and look for work that nobody announced to us. The exit code."""
-    beaten = time.monotonic()
+    beaten, drain = time.monotonic(), Drain.NO
     while not signals.count:
         signals.wait(PULSE_S)
         if time.monotonic() - beaten >= HEARTBEAT_S:
             beaten = time.monotonic()
-            _quietly(lambda: _beat(deps, WorkerStatus.ALIVE))
+            status = WorkerStatus.DRAINING if drain else WorkerStatus.ALIVE
+            told = _quietly(partial(_beat, deps, status))
+            if told and told is not drain:
+                log.info("told to drain", extra={"how": told.value})
+                drain = told
+                crew.close()
+        if drain is Drain.NOW or (drain is Drain.AFTER_CURRENT and not crew.size):
+            return ExitCode.OK
         _quietly(crew.look)
         if run_id is not None and not crew.size:
             if _quietly(lambda: _over(deps.db, run_id)):
@@ -149,9 +155,20 @@ def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> int
     return ExitCode.OK
 
 
-def _register(db: Database, devices: Devices, name: str, queues: Sequence[str], run_id: UUID | None) -> WorkerId:
-    pid = os.getpid()
+def _register(
+    db: Database,
+    name: str,
+    queues: Sequence[str],
+    slots: int | None,
+    gpus: Sequence[int | str] | None,
+    run_id: UUID | None,
+) -> tuple[WorkerId, Devices]:
+    """Enter the worker and what it lends; by default the GPUs here that no other worker lends. Raises Refused."""
+    pid, here = os.getpid(), gpus_here()
     with db.write() as session:
+        others = workers.lent_gpus(session, host_name(), utc_now())
+        lent = [gpu for gpu in here if gpu not in others] if gpus is None else [str(gpu) for gpu in gpus]
+        devices = Devices(slots or max(1, len(lent)), lent)
         worker = workers.register(
             session,
             name=name,
@@ -164,13 +181,17 @@ def _register(db: Database, devices: Devices, name: str, queues: Sequence[str], 
             run_id=run_id,
             now=utc_now(),
         )
-    log.info("worker started", extra={"worker": name, "slots": devices.slots, "gpus": ",".join(devices.gpus) or "none"})
-    return worker
+    if gpus is None and (left := [gpu for gpu in here if gpu in others]):
+        log.warning("GPUs that another worker of this host lends are left to it", extra={"gpus": ",".join(left)})
+    if unknown := [gpu for gpu in lent if gpu not in here]:
+        log.warning("the NVIDIA driver shows no such GPU here; lent all the same", extra={"gpus": ",".join(unknown)})
+    log.info("worker started", extra={"worker": name, "slots": devices.slots, "gpus": ",".join(lent) or "none"})
+    return worker, devices
 
 
-def _beat(deps: Deps, status: WorkerStatus) -> None:
+def _beat(deps: Deps, status: WorkerStatus) -> Drain:
     with deps.db.write() as session:
-        workers.heartbeat(session, deps.worker, now=deps.now(), status=status)
+        return workers.heartbeat(session, deps.worker, now=deps.now(), status=status)
 
 
 def _over(db: Database, run_id: UUID) -> bool:
@@ -183,10 +204,9 @@ def _stuck(deps: Deps, crew: Crew) -> bool:
     stage = crew.misfit()
     if stage is None:
         return False
-    needs = Needs.of(stage.resources)
     message = (
-        f"{stage.name} needs {needs.gpus} GPUs and {needs.slots} slots, more than the worker started for this run has: "
-        "`rlx worker` on a machine that has them takes it up"
+        f"{stage.name} needs {stage.needs}, more than the worker started for this run lends ({crew.lends}): "
+        "`rlx worker` on a machine that has them, or once no other worker here lends them, takes it up"
     )
     log.error(message)
     with deps.db.write() as session:

@@ -25,6 +25,7 @@ from engine.cli import (
     doctor,
     evaluating,
     logs,
+    queue,
     reading,
     samples,
     specs,
@@ -47,7 +48,7 @@ app = typer.Typer(
 # In the order in which one meets them.
 for module in (authoring, submitting, reading, logs, samples, control, evaluating, comparing):
     module.register(app)
-for module in (specs, worker, collecting, database, doctor, dashboard):
+for module in (specs, worker, queue, collecting, database, doctor, dashboard):
     module.register(app)
 
 

@@ -35,6 +35,8 @@ STATUS_COLOURS = {
     "lost": "red",
     "better": "green",
     "worse": "red",
+    "alive": "green",
+    "draining": "yellow",
     "ok": "green",
     "warn": "yellow",
     "fail": "red",

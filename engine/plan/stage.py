@@ -12,6 +12,29 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Needs:
+    """So many slots and GPUs: what an attempt takes, what a worker lends, what is left of it."""
+
+    slots: int = 0
+    gpus: int = 0
+
+    def within(self, other: Needs) -> bool:
+        """Whether `other` has at least this much of both."""
+        return self.slots <= other.slots and self.gpus <= other.gpus
+
+    def __add__(self, other: Needs) -> Needs:
+        return Needs(self.slots + other.slots, self.gpus + other.gpus)
+
+    def __sub__(self, other: Needs) -> Needs:
+        """What is left of this; never less than nothing."""
+        return Needs(max(0, self.slots - other.slots), max(0, self.gpus - other.gpus))
+
+    def __str__(self) -> str:
+        parts = ((self.gpus, "GPU"), (self.slots, "slot"))
+        return " and ".join(f"{count} {kind}{'s' * (count != 1)}" for count, kind in parts if count) or "nothing"
+
+
+@dataclass(frozen=True)
 class Resources:
     """What one attempt at a stage needs from a worker."""
 
@@ -23,6 +46,11 @@ class Resources:
     device: str = "auto"
     precision: str = "auto"
     threads: int | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """What is leased for it: at least one slot, and a GPU where it insists on CUDA."""
+        return Needs(max(1, self.slots), max(self.gpus, 1 if self.device == "cuda" else 0))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from engine.store.columns import table_of
+from engine.store.queue import READY
 from engine.store.session import Database
 from engine.store.tables import Outbox, Stage, StageId
-from engine.store.transitions import StageStatus
 
 _ADD = insert(table_of(Outbox))
 
@@ -98,7 +98,7 @@ def announce_again(session: Session, now: datetime, *, limit: int = 1000) -> int
     """
     rows = session.execute(
         select(Stage.id, Stage.queue, Stage.priority, Stage.ready_at)
-        .where(Stage.status == StageStatus.READY, Stage.announce_after <= now)
+        .where(Stage.status == READY, Stage.announce_after <= now)
         .where(Stage.id.not_in(select(Outbox.stage_id)))
         .order_by(Stage.announce_after)
         .limit(limit)

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, NewType
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Float, ForeignKey, Index, SmallInteger, String, Text, UniqueConstraint, Uuid
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, SmallInteger, String, Text, UniqueConstraint, Uuid, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from engine.store.columns import Base, BigId
@@ -76,7 +76,17 @@ class Stage(Base):
     """One node of a run's plan: the unit of queueing, caching and retry."""
 
     __tablename__ = "stages"
-    __table_args__ = (UniqueConstraint("run_id", "name"), Index("ix_stages_status_queue", "status", "queue"))
+    __table_args__ = (
+        UniqueConstraint("run_id", "name"),
+        # Of what is ready alone: it stays small however many stages have ended. `queue` walks along it. There is none
+        # on the status beside it: PostgreSQL would prefer that one while its statistics lag behind the queue.
+        Index(
+            "ix_stages_ready",
+            *("queue", "priority", "user", "gpus", "slots", "ready_at", "id"),
+            sqlite_where=text("status = 'ready'"),
+            postgresql_where=text("status = 'ready'"),
+        ),
+    )
 
     id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
@@ -92,6 +102,11 @@ class Stage(Base):
     resources: Mapped[dict[str, Any]]
     queue: Mapped[str] = mapped_column(String(64), default="default")
     priority: Mapped[int] = mapped_column(default=0)
+    user: Mapped[str] = mapped_column(default="", server_default="")
+    """The run's: within one priority, users share alike."""
+    slots: Mapped[int] = mapped_column(default=1, server_default="1")
+    gpus: Mapped[int] = mapped_column(default=0, server_default="0")
+    """What an attempt leases, worked out from `resources`."""
     status: Mapped[str] = mapped_column(String(16))
     attempt: Mapped[int] = mapped_column(default=0)
     """Number of the newest attempt: the fencing token. 0 before the first."""
@@ -185,6 +200,18 @@ class Worker(Base):
     """Set on a worker that `rlx submit` started for one run alone."""
     started_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime] = mapped_column(index=True)
+    drain: Mapped[str] = mapped_column(String(16), default="", server_default="")
+    """Set by `rlx worker drain`: how the worker is to leave. It sees it at its next heartbeat."""
+
+
+class Reservation(Base):
+    """A worker keeps what is free of its devices for a stage that needs more than that; it lapses with its worker."""
+
+    __tablename__ = "reservations"
+
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), primary_key=True)
+    worker_id: Mapped[UUID] = mapped_column(ForeignKey("workers.id", ondelete="CASCADE"), unique=True)
+    expires_at: Mapped[datetime]
 
 
 class Series(Base):

@@ -414,3 +414,42 @@ def test_without_a_broker_a_worker_still_works(lab: Lab) -> None:
     assert dispatch.publish(lab.settings) == 0
     lab.worker()
     assert lab.ended(run) == "succeeded"
+
+
+def drain(lab: Lab, how: workers.Drain) -> None:
+    until(lambda: dispatch.find_alive(lab.settings))
+    with lab.db.write() as session:
+        assert workers.drain(session, None, how, now=utc_now())
+
+
+def test_a_drained_worker_hands_its_stage_on_at_a_checkpoint(lab: Lab) -> None:
+    run = lab.submit(lab.count())
+    worker = lab.worker()
+    pid = lab.paused()
+    drain(lab, workers.Drain.NOW)
+
+    assert worker.wait(60) == 0
+    assert process_started(pid) is None
+    assert lab.stages(run)["count"].status == "ready"
+    with lab.db.read() as session:
+        assert workers.alive(session, utc_now()) == []
+    lab.gate.touch()
+    lab.worker()
+    assert lab.ended(run) == "succeeded"
+    lab.check_count(run)
+
+
+def test_a_worker_drained_after_its_current_stage_ends_it_and_takes_no_other(lab: Lab) -> None:
+    run = lab.submit(lab.count())
+    worker = lab.worker()
+    lab.paused()
+    drain(lab, workers.Drain.AFTER_CURRENT)
+    until(lambda: [found for found in dispatch.find_alive(lab.settings) if found.status == "draining"])
+    other = lab.submit(NOOP, name="other")
+    lab.gate.touch()
+
+    assert worker.wait(60) == 0
+    assert lab.status(run) == "succeeded"
+    assert [attempt.status for attempt in lab.attempts(run, "count")] == ["succeeded"]
+    lab.check_count(run)
+    assert lab.stages(other)["noop"].status == "ready"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from sqlalchemy import inspect, text
 
 from engine.errors import NotFound, Refused, Unreachable
+from engine.plan.stage import Needs, Plan, Resources, Stage
 from engine.settings import Settings
-from engine.store import schema
+from engine.store import queue, runs, schema
 from engine.store.session import Database, open_database
 from engine.store.tables import METADATA
 
@@ -119,3 +121,18 @@ def test_a_file_that_is_no_database_says_so(settings: Settings) -> None:
     (settings.home / "rlx.db").write_text("this is a letter to the editor, not a database\n" * 100)
     with pytest.raises(Unreachable, match="not SQLite"):
         open_database(settings)
+
+
+def test_what_waits_gets_its_needs_and_its_user_when_the_schema_comes_up(db: Database) -> None:
+    plan = Plan("old", 0, (Stage("big", "t", "t:t", (), resources=Resources(gpus=4, slots=2)),))
+    with db.write() as session:
+        submission = runs.Submission(source="", resolved={}, user="ann")
+        runs.submit(session, plan, submission, now=datetime(2026, 3, 1, tzinfo=UTC))
+    schema.downgrade(db.url, "0001")
+    db.close()
+    schema.upgrade(db.url)
+
+    assert schema.check(db.url) == []
+    with db.read() as session:
+        (waiting,) = queue.ready(session, queues=["default"], now=datetime(2026, 3, 2, tzinfo=UTC))
+    assert (waiting.name, waiting.user, waiting.needs) == ("big", "ann", Needs(2, 4))

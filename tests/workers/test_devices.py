@@ -1,77 +1,157 @@
-"""What a worker lends: never twice, never more than it has, and never only to the small."""
+"""What a worker lends: never twice, never more than it has, all that a stage needs or none, large ones too."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.plan.stage import Resources
+from engine.plan.stage import Needs, Resources
 from engine.store.queue import Waiting
 from engine.store.tables import StageId
-from workers.devices import Devices, gpu_ids, gpus_here
+from workers.devices import Devices, Taken, gpu_ids, gpus_here
+
+
+class Feed:
+    """Offers from a list: what `queue.Line` gives, without a store."""
+
+    def __init__(self, stages: Iterable[Waiting]) -> None:
+        self.left = list(stages)
+
+    def next(self, largest: Needs) -> Waiting | None:
+        for stage in self.left:
+            if stage.needs.within(largest):
+                self.left.remove(stage)
+                return stage
+        return None
 
 
 def stage(slots: int = 1, gpus: int = 0, device: str = "auto") -> Waiting:
-    return Waiting(StageId(uuid4()), uuid4(), "stage", Resources(slots=slots, gpus=gpus, device=device))
+    return Waiting(StageId(uuid4()), uuid4(), "stage", Resources(slots=slots, gpus=gpus, device=device).needs)
+
+
+def lent(taken: Taken) -> list[Waiting]:
+    return [chosen for chosen, _ in taken.lent]
 
 
 def test_small_stages_pack_and_get_devices_of_their_own() -> None:
     devices = Devices(3, ["0", "3"])
-    taken = devices.take([stage(gpus=1), stage(gpus=1), stage(gpus=1), stage()])
+    taken = devices.take(Feed([stage(gpus=1), stage(gpus=1), stage(gpus=1), stage()]))
 
-    assert [names for _, names in taken] == [("slot:0", "gpu:0"), ("slot:1", "gpu:3")]
-    assert gpu_ids(taken[1][1]) == ("3",)
+    assert [names for _, names in taken.lent] == [("slot:0", "gpu:0"), ("slot:1", "gpu:3")]
+    assert gpu_ids(taken.lent[1][1]) == ("3",)
 
 
 def test_a_stage_that_insists_on_cuda_gets_a_gpu() -> None:
-    ((_, names),) = Devices(1, ["5"]).take([stage(device="cuda")])
+    ((_, names),) = Devices(1, ["5"]).take(Feed([stage(device="cuda")])).lent
     assert gpu_ids(names) == ("5",)
 
 
 def test_a_stage_without_gpus_gets_none() -> None:
-    ((_, names),) = Devices(1, ["0"]).take([stage()])
+    ((_, names),) = Devices(1, ["0"]).take(Feed([stage()])).lent
     assert gpu_ids(names) == ()
+
+
+def test_gpus_are_lent_in_the_order_in_which_they_were_given() -> None:
+    ((_, names),) = Devices(1, [str(gpu) for gpu in range(12)]).take(Feed([stage(gpus=12)])).lent
+    assert gpu_ids(names) == tuple(str(gpu) for gpu in range(12))
 
 
 def test_a_large_stage_keeps_its_place() -> None:
     devices = Devices(8, [str(gpu) for gpu in range(4)])
-    ((_, two),) = devices.take([stage(gpus=2)])
+    ((_, two),) = devices.take(Feed([stage(gpus=2)])).lent
     large = stage(gpus=4)
 
     # Two GPUs are free, but they are the large one's; what needs none of them may pass.
-    assert [chosen.resources.gpus for chosen, _ in devices.take([large, stage(gpus=1), stage()])] == [0]
+    taken = devices.take(Feed([large, stage(gpus=1), stage()]))
+    assert [chosen.needs.gpus for chosen in lent(taken)] == [0]
+    assert taken.kept == large
     devices.give_back(two)
-    assert [chosen for chosen, _ in devices.take([large, stage(gpus=1)])] == [large]
+    assert lent(devices.take(Feed([large, stage(gpus=1)]))) == [large]
+
+
+def test_where_another_worker_keeps_for_the_large_one_small_ones_pass() -> None:
+    devices = Devices(8, [str(gpu) for gpu in range(4)])
+    devices.take(Feed([stage(gpus=2)]))
+    small = stage(gpus=1)
+    taken = devices.take(Feed([stage(gpus=4), small]), lambda stage, left: False)
+    assert (lent(taken), taken.kept) == ([small], None)
+
+
+def test_slots_are_kept_for_a_large_stage_too() -> None:
+    devices = Devices(4, ["0", "1"])
+    devices.take(Feed([stage(gpus=1), stage()]))
+    wide = stage(slots=3, gpus=1)
+    taken = devices.take(Feed([wide, stage(), stage()]))
+    assert (lent(taken), taken.kept) == ([], wide)
 
 
 def test_what_can_never_fit_here_holds_nobody_up() -> None:
     small = stage()
-    assert [chosen for chosen, _ in Devices(1).take([stage(gpus=1), stage(slots=2), small])] == [small]
+    assert lent(Devices(1).take(Feed([stage(gpus=1), stage(slots=2), small]))) == [small]
 
 
-@given(
-    st.integers(1, 4),
-    st.integers(0, 4),
-    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3), st.booleans()), max_size=30),
+def test_a_store_that_goes_away_half_way_leaves_everything_free() -> None:
+    class Broken(Feed):
+        def next(self, largest: Needs) -> Waiting | None:
+            if not self.left:
+                raise ConnectionError
+            return super().next(largest)
+
+    devices = Devices(2, ["0"])
+    with pytest.raises(ConnectionError):
+        devices.take(Broken([stage(gpus=1)]))
+    assert devices.all_free
+
+
+wishes = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5)), max_size=6),
+        st.booleans(),
+        st.lists(st.integers(0, 50), max_size=3),
+    ),
+    max_size=25,
 )
-def test_nothing_is_lent_twice_and_everything_comes_back(
-    slots: int, gpus: int, wishes: list[tuple[int, int, bool]]
+
+
+@given(st.integers(1, 6), st.integers(0, 6), wishes)
+def test_nothing_is_lent_twice_in_part_or_past_a_reservation(
+    slots: int, gpus: int, rounds: list[tuple[list[tuple[int, int]], bool, list[int]]]
 ) -> None:
+    """Against a count of our own: what is out, what it must leave, and what has to have been lent."""
     devices = Devices(slots, [str(gpu) for gpu in range(gpus)])
     out: list[tuple[str, ...]] = []
-    for wanted_slots, wanted_gpus, returns in wishes:
-        for chosen, names in devices.take([stage(wanted_slots, wanted_gpus)]):
-            assert len(names) == chosen.resources.slots + chosen.resources.gpus
+    for wanted, keeps, returned in rounds:
+        free = Needs(slots, gpus) - Needs(
+            *(sum(name.startswith(kind) for names in out for name in names) for kind in ("slot:", "gpu:"))
+        )
+        offered = [stage(*sizes) for sizes in wanted]
+        taken = devices.take(Feed(offered), lambda stage, left, keeps=keeps: keeps)
+        for chosen, names in taken.lent:
+            kinds = Counter(name.partition(":")[0] for name in names)
+            assert (kinds["slot"], kinds["gpu"]) == (chosen.needs.slots, chosen.needs.gpus)
             out.append(names)
-        lent = [name for names in out for name in names]
-        assert len(lent) == len(set(lent))
-        assert sum(name.startswith("slot:") for name in lent) <= slots
-        assert sum(name.startswith("gpu:") for name in lent) <= gpus
-        if returns and out:
-            devices.give_back(out.pop(0))
+        every = [name for names in out for name in names]
+        assert len(every) == len(set(every))
+        assert set(every) <= {f"slot:{index}" for index in range(slots)} | {f"gpu:{index}" for index in range(gpus)}
+
+        expected, kept = [], None
+        for one in (one for one in offered if one.needs.within(Needs(slots, gpus))):
+            if one.needs.within(free):
+                expected.append(one)
+                free -= one.needs
+            elif keeps and kept is None and free.slots:
+                kept = one
+                free -= one.needs
+        assert (lent(taken), taken.kept) == (expected, kept)
+        for index in returned:
+            if out:
+                devices.give_back(out.pop(index % len(out)))
     for names in out:
         devices.give_back(names)
     assert devices.all_free
