@@ -7,19 +7,20 @@ one that can only read. What a run left behind (curves, samples, evaluations, lo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from engine.errors import NotFound
-from engine.store import handles, listing, runs, specs, stages
+from engine.store import handles, listing, runs, specs, spent, stages
 from engine.store.listing import SCORE, RunSummary
-from engine.store.tables import Evaluation, Run, RunId, Stage, StageId, StageInput
+from engine.store.spent import Timed, Times
+from engine.store.tables import Attempt, Evaluation, Run, RunId, Stage, StageId, StageInput
 
 LISTED = 500
 """Runs that the list shows at most; the filters find the others."""
@@ -110,6 +111,8 @@ class StageRow:
     finished_at: datetime | None
     inputs: tuple[str, ...]
     """Names of the stages whose artifacts it reads."""
+    times: Mapping[str, float] = field(default_factory=dict)
+    """Where the time of all its attempts went, in seconds."""
 
     @property
     def share(self) -> float:
@@ -218,6 +221,10 @@ def run(session: Session, handle: str) -> RunDetail:
 def stages_of(session: Session, run_id: RunId) -> list[StageRow]:
     """The nodes of the run's plan, each after its inputs."""
     rows = stages.for_run(session, run_id)
+    tried: dict[UUID, list[Times]] = defaultdict(list)
+    timed = select(Attempt.stage_id, Attempt.status, Attempt.spent, Attempt.started_at, Attempt.finished_at)
+    for attempt in session.execute(timed.where(Attempt.stage_id.in_([row.id for row in rows]))):
+        tried[attempt.stage_id].append(spent.of_attempt(cast(Timed, attempt)))
     names = {row.id: row.name for row in rows}
     inputs: dict[UUID, list[str]] = defaultdict(list)
     edges = select(StageInput).where(StageInput.stage_id.in_(names)).order_by(StageInput.name)
@@ -240,9 +247,15 @@ def stages_of(session: Session, run_id: RunId) -> list[StageRow]:
             started_at=row.started_at,
             finished_at=row.finished_at,
             inputs=tuple(inputs[row.id]),
+            times=spent.added(tried[row.id]),
         )
         for row in rows
     ]
+
+
+def times(rows: Sequence[StageRow]) -> Times:
+    """Where the time of a run's attempts went, in seconds; what was done twice counts twice."""
+    return spent.added(row.times for row in rows)
 
 
 def progress(rows: Sequence[StageRow]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -45,7 +45,8 @@ ACTIVE = frozenset({"queued", "running", "stopping"})
 
 ADVICE = {
     "oom": "Lower the batch size or the candidates, or ask for more memory in `hardware`, then resume.",
-    "hang": "The log below ends with the stack of the waiting process. Resume once what it waits for is back.",
+    "hang": "The log below has the stacks of all its processes. Resume once what they wait for is back; "
+    "`hardware.stall_timeout` says how long a stage may stand still.",
     "reward_error": "Mend the function that the message names, try it with `rlx validate`, and submit again.",
     "data_error": "Mend the row that the message names and submit again.",
     "spec_error": "Mend the spec; `rlx validate` reports every problem at once.",
@@ -147,6 +148,20 @@ def duration(seconds: float | None) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def times(spent: Mapping[str, float]) -> str:
+    """Where time went, the most first: `training 41 s (62 %)`; nothing where nothing is known."""
+    whole = sum(spent.values())
+    ordered = sorted(spent.items(), key=lambda item: -item[1])
+    return joined(
+        f"{_SPENT.get(name, name.replace('_', ' '))} {duration(seconds)} ({percent(seconds / whole)})"
+        for name, seconds in ordered
+        if seconds >= 0.005 * whole > 0
+    )
+
+
+_SPENT = {"start_up": "start-up", "functions": "your functions", "waiting": "waiting for services", "lost": "lost"}
 
 
 def ago(time: datetime | None, now: datetime) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class Cause(StrEnum):
@@ -27,6 +27,11 @@ class Cause(StrEnum):
     PREEMPTED = "preempted"
     IMPORT = "import"
     INTERNAL = "internal"
+
+
+OWN_FAULT = frozenset({Cause.REWARD_ERROR, Cause.DATA_ERROR, Cause.SPEC_ERROR, Cause.IMPORT})
+"""Causes that are never retried: what is wrong with a spec, its data, its functions or its imports is wrong the next
+time too."""
 
 
 class ExitCode:
@@ -160,20 +165,3 @@ class HungStage(RlxError):
 
     cause = Cause.HANG
     retryable = True
-
-
-def describe(error: BaseException) -> dict[str, Any]:
-    """The error as plain data, for a stage's record: its type, message and cause code."""
-    if isinstance(error, RlxError):
-        cause = error.cause
-    elif isinstance(error, MemoryError):
-        cause = Cause.OOM
-    elif isinstance(error, ImportError):
-        cause = Cause.IMPORT
-    elif isinstance(error, OSError) and error.errno == 28:  # ENOSPC
-        cause = Cause.DISK
-    elif "out of memory" in str(error).lower():
-        cause = Cause.OOM
-    else:
-        cause = Cause.INTERNAL
-    return {"type": type(error).__name__, "message": str(error), "cause": cause.value}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -87,10 +87,12 @@ class Devices:
             stage = offers.next(left if only_what_is_left else self.total)
             if stage is None:
                 break
+            if stage.alone:  # with every slot there is no room for anything beside it
+                stage = replace(stage, needs=Needs(self.total.slots, stage.needs.gpus))
             if stage.needs.within(left):
                 lent.append((stage, self._lend(stage.needs)))
                 left -= stage.needs
-            elif keep(stage, left):
+            elif kept is None and keep(stage, left):
                 kept = stage
                 left -= stage.needs
             else:

@@ -10,14 +10,15 @@ import shutil
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from enum import Enum
 from typing import TypeVar
 
 from engine.clock import Clock, utc_now
-from engine.errors import Cause, StaleAttempt, Unreachable
+from engine.errors import DiskError, StaleAttempt, Unreachable
 from engine.log import get_logger
 from engine.runtime import autopsy
 from engine.runtime.task import Task, log_tail
@@ -29,10 +30,15 @@ from engine.store.stages import Claimed, Outcome, Signal
 from engine.store.tables import StageId, WorkerId
 from workers.children import Child, Children, NoChild
 from workers.devices import gpu_ids
+from workers.vigil import Vigil
 
 log = get_logger(__name__)
 
 T = TypeVar("T")
+AWAY = (Unreachable, DiskError)
+"""A database that does not answer, or whose disk is full: both pass, and are no reason to end a stage."""
+_LAST_WORDS = 4 << 10
+"""Bytes of a log in which to look for why its process ended."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Reason(Enum):
     CANCELLED = "the run was cancelled"
     DRAINING = "the worker has to go"
     OUT_OF_TIME = "the stage's time is up"
+    STALLED = "the stage shows no sign of life"
 
 
 def supervise(stage_id: StageId, devices: Sequence[str], deps: Deps) -> bool:
@@ -130,6 +137,7 @@ def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float 
         raise
     except Exception as error:
         log.exception("the stage could not be supervised", extra={"stage": task.claimed.name})
+        _tell_log(task, error)
         return autopsy.of_exception(error)
     finally:
         if child is not None:
@@ -139,13 +147,15 @@ def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float 
 def _attend(child: Child, task: Task, deps: Deps, age_s: float) -> Outcome:
     """Watch the process to its end; how the attempt ended. Raises StaleAttempt."""
     memory_kills = autopsy.kills_for_memory()
-    reason = _watch(child, task, deps, age_s)
+    vigil = Vigil(task)
+    reason = _watch(child, task, deps, vigil, age_s)
     status = child.wait(0)
     if status is None and reason is not None:
         return Outcome.stopped()  # before it was born
     if status is None or child.refused is not None:
         raise NoChild(f"no process could be made for the stage: {child.refused or 'the nursery does not answer'}")
-    return _outcome(task, status, reason, out_of_memory=autopsy.kills_for_memory() > memory_kills)
+    outcome = _outcome(task, status, reason, vigil, out_of_memory=autopsy.kills_for_memory() > memory_kills)
+    return replace(outcome, spent=vigil.last_look())
 
 
 def _open_log(task: Task) -> None:
@@ -156,6 +166,12 @@ def _open_log(task: Task) -> None:
         file.write(f"{line}\n")
 
 
+def _tell_log(task: Task, error: BaseException) -> None:
+    """A stage that never ran has a log that says why; on a full disk the store alone has it."""
+    with suppress(OSError), task.log.open("a", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+
+
 def _record_start(task: Task, child: Child, deps: Deps) -> bool:
     """Whether the attempt's process is known to the store by now."""
     if child.pid is None:
@@ -163,12 +179,12 @@ def _record_start(task: Task, child: Child, deps: Deps) -> bool:
     try:
         with deps.db.write() as session:
             stages.start(session, task.claimed, pid=child.pid, pid_started=child.started, log_path=str(task.log))
-    except Unreachable:
+    except AWAY:
         return False  # the heartbeat says so in the log
     return True
 
 
-def _watch(child: Child, task: Task, deps: Deps, age_s: float) -> Reason | None:
+def _watch(child: Child, task: Task, deps: Deps, vigil: Vigil, age_s: float) -> Reason | None:
     """Until the process has ended: renew the lease, look whether to stop; why it was asked to, if it was."""
     claimed, times, begun = task.claimed, deps.times, time.monotonic() - age_s
     beaten, reason, asked, recorded = time.monotonic(), None, 0.0, False
@@ -182,11 +198,12 @@ def _watch(child: Child, task: Task, deps: Deps, age_s: float) -> Reason | None:
         now = time.monotonic()
         if child.pid is None and now - begun > times.birth_s:
             return None
-        if reason is None and (reason := _reason(claimed, now - begun, deps)) is not None:
+        stalls = child.pid is not None and vigil.stalls()
+        if reason is None and (reason := _reason(claimed, now - begun, deps, stalls=stalls)) is not None:
             log.info("stopping the stage", extra={"stage": claimed.name, "reason": reason.value})
-            asked = now
-            if reason is Reason.OUT_OF_TIME:
-                child.signal(signal.SIGUSR1)  # its stacks go to the log
+            if reason in (Reason.OUT_OF_TIME, Reason.STALLED) and child.pid is not None:
+                vigil.take_stacks(child.pid)
+            asked = time.monotonic()
         if reason is not None:
             if child.pid is None:
                 child.kill()
@@ -197,20 +214,22 @@ def _watch(child: Child, task: Task, deps: Deps, age_s: float) -> Reason | None:
             child.signal(signal.SIGTERM)  # again and again: the first may come before the process listens
         if now - beaten >= times.heartbeat_s:
             beaten = now
-            if _beat(claimed, deps) is Signal.STOP and reason is None:
+            if _beat(claimed, deps, vigil) is Signal.STOP and reason is None:
                 reason, asked = Reason.CANCELLED, now
 
 
-def _reason(claimed: Claimed, seconds: float, deps: Deps) -> Reason | None:
+def _reason(claimed: Claimed, seconds: float, deps: Deps, *, stalls: bool) -> Reason | None:
     timeout = claimed.resources.timeout_s
     if timeout is not None and seconds > timeout:
         return Reason.OUT_OF_TIME
+    if stalls:
+        return Reason.STALLED
     if deps.draining.is_set():
         return Reason.DRAINING
     try:
         with deps.db.read() as session:
             return None if queue.stop_requested(session, claimed.run_id) is None else Reason.CANCELLED
-    except Unreachable:
+    except AWAY:
         return None  # the heartbeat says so in the log
 
 
@@ -219,31 +238,34 @@ def _grace(claimed: Claimed, deps: Deps) -> float:
     try:
         with deps.db.read() as session:
             asked = queue.stop_requested(session, claimed.run_id)
-    except Unreachable:
+    except AWAY:
         asked = None
     return deps.times.grace_s if asked is None else asked
 
 
-def _beat(claimed: Claimed, deps: Deps) -> Signal:
+def _beat(claimed: Claimed, deps: Deps, vigil: Vigil) -> Signal:
     """Renew the lease. A database that is away is no reason to stop: the fence protects what a newer attempt does."""
     try:
         with deps.db.write() as session:
-            return stages.heartbeat(session, claimed, now=deps.now(), lease_s=deps.times.lease_s)
-    except Unreachable as error:
+            return stages.heartbeat(session, claimed, now=deps.now(), lease_s=deps.times.lease_s, spent=vigil.spent())
+    except AWAY as error:
         log.warning("the lease could not be renewed", extra={"stage": claimed.name, "error": str(error)})
         return Signal.KEEP
 
 
-def _outcome(task: Task, status: int, reason: Reason | None, *, out_of_memory: bool) -> Outcome:
+def _outcome(task: Task, status: int, reason: Reason | None, vigil: Vigil, *, out_of_memory: bool) -> Outcome:
     told = task.read_outcome()
     if told is not None and told.kind != "stopped":
         return told
     if reason is Reason.OUT_OF_TIME:
-        limit = timedelta(seconds=task.claimed.resources.timeout_s or 0)
-        return autopsy.failed(Cause.HANG, f"the stage was not through within its time of {limit}")
+        return vigil.out_of_time()
+    if reason is Reason.STALLED:
+        return vigil.stalled()
     if told is not None or reason is not None:
         return Outcome.stopped()
-    return autopsy.of_status(status, out_of_memory=out_of_memory)
+    return autopsy.of_status(
+        status, out_of_memory=out_of_memory, last_words=log_tail(task.log, _LAST_WORDS), place=task.work
+    )
 
 
 def _finish(claimed: Claimed, outcome: Outcome, deps: Deps) -> str:
@@ -261,6 +283,6 @@ def _retried(work: Callable[[], T], deps: Deps) -> T:
     while True:
         try:
             return work()
-        except Unreachable as error:
+        except AWAY as error:
             log.warning("the database is away, trying again", extra={"error": str(error)})
             time.sleep(deps.times.retry_s)

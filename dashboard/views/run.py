@@ -18,6 +18,11 @@ TABS = {
     "Spec": spec.show,
 }
 
+SPENT = (
+    "The time of every attempt at every stage. Lost: after an attempt's last checkpoint, where it did not end well. "
+    "`rlx show` tells it by stage."
+)
+
 
 def page() -> None:
     run = choose()
@@ -97,6 +102,8 @@ def standing(handle: str) -> RunDetail:
         ]
     )
     parts.chart(plan_chart.plan(stages, parts.ink(), now), "plan", alt=_told(stages), fixed=True)
+    if told := wording.times(queries.times(stages)):
+        st.caption(wording.plain(f"Time spent: {told}"), help=SPENT)
     if any(stage.error for stage in stages):
         failures(run, stages)
     return run

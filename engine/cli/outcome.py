@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from engine.cli.output import path, printable, seconds, status, style, talk
@@ -28,6 +28,10 @@ NEXT_STEPS = {
     "internal": "The whole log: rlx logs {handle}. Once it is cured: rlx resume {handle}",
 }
 """What to do about each cause."""
+QUARANTINED = (
+    "Look at what the stage does to its machine (memory, GPU, processes) and mend that; release it with: "
+    "rlx resume {handle}"
+)
 
 
 def tell(db: Database, run_id: RunId, followed: Followed) -> None:
@@ -43,6 +47,7 @@ def tell(db: Database, run_id: RunId, followed: Followed) -> None:
         stages = rows.stage_rows(session, run, now)
         evaluations = rows.evaluation_rows(session, run)
         checkpoints = rows.checkpoint_rows(session, run)
+        events = rows.event_rows(session, run)
     handle = head["handle"]
     talk()
     if followed.lost is not None:
@@ -51,7 +56,7 @@ def tell(db: Database, run_id: RunId, followed: Followed) -> None:
         return
     talk(f"{handle} {status(head['status'], err=True)} in {seconds(head['seconds'])}")
     if head["status"] == "failed":
-        for line in failure_lines(handle, rows.failure(stages), err=True):
+        for line in failure_lines(handle, rows.failure(stages, events), err=True):
             talk(line)
         return
     for line in score_lines(rows.summaries(evaluations)):
@@ -87,7 +92,7 @@ def _score(standing: dict[str, Any] | None) -> str:
 
 
 def failure_lines(handle: str, failure: dict[str, Any] | None, *, err: bool = False) -> list[str]:
-    """Why a run failed: stage, cause, error, the log's end, and the next step."""
+    """Why a run failed: stage, cause, error and what led to it, stacks, the log's end, and the next step."""
     if failure is None:
         return []
     emphasise: Callable[[str], str] = lambda text: style(text, "red", bold=True, err=err)  # noqa: E731
@@ -95,11 +100,29 @@ def failure_lines(handle: str, failure: dict[str, Any] | None, *, err: bool = Fa
         f"{emphasise(str(failure['cause'] or 'internal'))} in stage {failure['stage']}, attempt {failure['attempt']}"
     ]
     lines += [f"  {line}" for line in printable(failure["error"] or "").splitlines()]
+    if failure["earlier"]:
+        lines.append(f"before      {', '.join(failure['earlier'])}")
+    detail = failure["detail"]
+    lines += [f"because     {link['type']}: {printable(link['message'])}" for link in detail.get("chain") or ()]
+    lines += _standing(detail.get("stacks") or ())
+    lines += [f"event       {event['kind']}: {printable(event['message'])}" for event in failure["events"]]
     tail = printable(failure["log_tail"] or "").splitlines()[-TAIL_LINES:]
     if tail:
         lines += ["log", *(f"  {line}" for line in tail)]
     if failure["log_path"]:
         lines.append(f"whole log   {path(failure['log_path'])}")
-    hint = failure["detail"].get("next_step") or NEXT_STEPS.get(failure["cause"] or "internal", NEXT_STEPS["internal"])
+    hint = QUARANTINED if "quarantine" in detail else NEXT_STEPS.get(failure["cause"] or "", NEXT_STEPS["internal"])
     lines.append(f"what to do  {hint.format(handle=handle)}")
+    return lines
+
+
+def _standing(stacks: Iterable[dict[str, Any]]) -> list[str]:
+    """A line for each process of a stage that hung: where it stood. The whole stacks are in the log."""
+    lines = []
+    for process in stacks:
+        frames = [*process["stacks"].splitlines(), *process["threads"]]
+        where = next(
+            (line.strip() for line in frames if line.strip().startswith(("File ", "thread "))), process["state"]
+        )
+        lines.append(printable(f"stood at    {process['pid']} {process['command'][:60]}: {where}"))
     return lines

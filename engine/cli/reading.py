@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import typer
@@ -87,15 +88,17 @@ def show(
         stages = rows.stage_rows(session, run, now)
         evaluations = rows.evaluation_rows(session, run)
         checkpoints = rows.checkpoint_rows(session, run)
+        events = rows.event_rows(session, run)
         run_id = RunId(run.id)
         last = {key: metrics.last(session, [run_id], key).get(run_id) for key in metrics.keys(session, run_id)}
-    failure = rows.failure(stages)
+    failure = rows.failure(stages, events)
     if as_json:
         answer_json(
             {
                 **head,
                 "failure": failure,
                 "stages": stages,
+                "times": rows.run_times(stages),
                 "scores": rows.summaries(evaluations),
                 "evaluations": evaluations,
                 "metrics": last,
@@ -122,6 +125,7 @@ def show(
             answer(line)
     answer()
     _stages(stages)
+    _times(stages, rows.run_times(stages))
     if evaluations:
         answer()
         for line in score_lines(rows.summaries(evaluations)):
@@ -146,6 +150,26 @@ def _stages(stages: list[dict[str, Any]]) -> None:
         ],
         stages,
     )
+
+
+def _times(stages: list[dict[str, Any]], total: dict[str, float]) -> None:
+    """Where the time of all attempts went: a line a stage, and their sum."""
+    timed = [stage for stage in stages if stage["times"]]
+    if not timed:
+        return
+    lines = [*timed, {"name": "together", "times": total}] if len(timed) > 1 else timed
+    answer()
+    table(
+        [
+            Column("TIME SPENT", lambda row: row["name"]),
+            *(Column(activity.replace("_", "-").upper(), _time_of(activity), right=True) for activity in total),
+        ],
+        lines,
+    )
+
+
+def _time_of(activity: str) -> Callable[[dict[str, Any]], str | None]:
+    return lambda row: seconds(row["times"][activity]) if activity in row["times"] else None
 
 
 def _note(row: dict[str, Any]) -> str:

@@ -45,9 +45,10 @@ def run_row(run: Run, now: datetime) -> Row:
 
 def stage_rows(session: Session, run: Run, now: datetime) -> list[Row]:
     """The run's stages in the plan's order, each with its attempts."""
-    from engine.store import stages
+    from engine.store import spent, stages
     from engine.store.tables import RunId, StageId
 
+    tried = {stage.id: stages.attempts(session, StageId(stage.id)) for stage in stages.for_run(session, RunId(run.id))}
     return [
         {
             "name": stage.name,
@@ -63,15 +64,18 @@ def stage_rows(session: Session, run: Run, now: datetime) -> list[Row]:
             "error": stage.error,
             "resources": stage.resources,
             "seconds": duration_s(stage.started_at, stage.finished_at, now),
-            "attempts": [_attempt_row(attempt) for attempt in stages.attempts(session, StageId(stage.id))],
+            "times": spent.added(map(spent.of_attempt, tried[stage.id])),
+            "attempts": [_attempt_row(attempt) for attempt in tried[stage.id]],
         }
         for stage in stages.for_run(session, RunId(run.id))
     ]
 
 
 def _attempt_row(attempt: Attempt) -> Row:
+    from engine.store import spent
+
     fields = ("number", "status", "cause", "error", "detail", "log_path", "log_tail", "started_at", "finished_at")
-    return {field: getattr(attempt, field) for field in fields}
+    return {**{field: getattr(attempt, field) for field in fields}, "times": spent.of_attempt(attempt)}
 
 
 def evaluation_rows(session: Session, run: Run) -> list[Row]:
@@ -148,7 +152,26 @@ def _standing(row: Mapping[str, Any]) -> Row:
     return {key: row[key] for key in ("stage", "step", "mean", "low", "high", "count")}
 
 
-def failure(stages: list[Row]) -> Row | None:
+def run_times(stages: list[Row]) -> Row:
+    """Where the time of all attempts at all stages went: activity -> seconds."""
+    from engine.store import spent
+
+    return spent.added(stage["times"] for stage in stages)
+
+
+LAST_EVENTS = 5
+
+
+def event_rows(session: Session, run: Run) -> list[Row]:
+    """What happened to the run last, oldest first."""
+    from engine.store import events
+    from engine.store.tables import RunId
+
+    found = events.of_run(session, RunId(run.id), limit=LAST_EVENTS)
+    return [{"time": row.time, "kind": row.kind, "message": row.message, "attempt": row.attempt} for row in found]
+
+
+def failure(stages: list[Row], events: list[Row] | None = None) -> Row | None:
     """The stage that brought the run down, with its last attempt; None where none did."""
     failed = next((stage for stage in stages if stage["status"] == "failed"), None)
     if failed is None:
@@ -159,7 +182,18 @@ def failure(stages: list[Row]) -> Row | None:
         "attempt": failed["attempt"],
         "cause": failed["cause"],
         "error": failed["error"],
-        "log_tail": last.get("log_tail", ""),
+        "log_tail": last.get("log_tail", "") or _log_end(last.get("log_path")),
         "log_path": last.get("log_path"),
         "detail": last.get("detail", {}),
+        "earlier": [attempt["cause"] for attempt in failed["attempts"][:-1] if attempt["cause"]],
+        "events": events or [],
     }
+
+
+def _log_end(place: str | None) -> str:
+    """The end of a log that nobody could store, because the worker died; empty where it is not on this machine."""
+    from pathlib import Path
+
+    from engine.runtime.task import log_tail
+
+    return "" if place is None else log_tail(Path(place))

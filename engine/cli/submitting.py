@@ -88,6 +88,7 @@ def queue(
         functions_hash=Sources.of(variant.loaded.resolved["dataset"]).hash,
         no_cache=no_cache,
         max_attempts=experiment.retries.max_attempts,
+        retries=experiment.retries.model_dump(mode="json", exclude={"max_attempts"}),
     )
     plan = with_models(variant.plan, experiment.model.name)
     return db.transact(lambda session: runs.submit(session, plan, submission, now=utc_now()))

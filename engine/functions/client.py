@@ -19,6 +19,7 @@ from engine.functions.host import CODES
 from engine.functions.process import Died, HostProcess
 from engine.functions.sources import FUNCTIONS, Limits, Sources
 from engine.log import get_logger
+from engine.runtime.stopwatch import spends
 
 log = get_logger(__name__)
 
@@ -146,6 +147,7 @@ class FunctionHost:
             texts.grow(numbers, pieces)
         return [_FLAGS[flag] for flag in flags]
 
+    @spends("functions")
     def _ask(self, request: list[Any], given: Given | None) -> Any:
         """One round trip, with a new host where there is none. `given` finds a call's input, for the error."""
         with self._lock:

@@ -325,6 +325,7 @@ def main(arguments: Sequence[str]) -> None:
     call_s, load_s, output = float(arguments[5]), float(arguments[6]), int(arguments[7])
     sandbox.die_with(parent)
     faulthandler.enable(file=reports_fd, all_threads=False)
+    faulthandler.register(signal.SIGUSR1, file=reports_fd, all_threads=True)  # a supervisor asks where we stand
     channel = socket.socket(fileno=channel_fd)
     progress = memoryview(mmap.mmap(progress_fd, mmap.PAGESIZE)).cast("Q")
     os.close(progress_fd)

@@ -44,6 +44,7 @@ _WATCH_S = 0.1
 _GRACE = 1.5
 """The host ends an overrunning call itself where it can; past this many times the limit it is killed."""
 
+_CRASH = "Fatal Python error"
 _FRAME = re.compile(r'File "<(\w+)>", line (\d+)')
 
 
@@ -71,6 +72,7 @@ class HostProcess:
         reports, reports_fd = os.pipe()
         os.set_blocking(reports, False)
         self._reports = io.FileIO(reports)
+        self._told = ""
         self._owner = os.getpid()
         try:
             self._process = subprocess.Popen(
@@ -142,6 +144,7 @@ class HostProcess:
             try:
                 return self._reader.read()
             except BlockingIOError:
+                self._hand_on()
                 now = self._progress[0]
                 if now != serial:
                     serial, cpu, wall = now, self._cpu(), time.monotonic()
@@ -201,9 +204,18 @@ class HostProcess:
         finally:
             os.close(pidfd)
 
+    def _hand_on(self) -> None:
+        """What the host wrote about itself, such as its stack when asked, to the stage's log; a crash report stays."""
+        told = self._report()
+        if _CRASH in told:
+            self._told = told
+        elif told:
+            print(f"the process of the user's functions:\n{told}", file=sys.stderr, flush=True)  # noqa: T201 - see above
+
     def _report(self) -> str:
-        """What the host wrote as it crashed."""
-        return (self._reports.read(1 << 16) or b"").decode(errors="replace")
+        """What the host wrote that nobody has read."""
+        told, self._told = self._told + (self._reports.read(1 << 16) or b"").decode(errors="replace"), ""
+        return told
 
 
 def _site_folders() -> list[str]:

@@ -19,6 +19,7 @@ from engine.lm.noise import NoiseKey, exponentials, words
 from engine.lm.policy import Policy
 from engine.lm.sampler import Completion, Finish, SamplingParams
 from engine.runtime.context import Stops
+from engine.runtime.stopwatch import spends
 
 
 @dataclass
@@ -56,6 +57,7 @@ class HFSampler:
         """Forget every cached activation: the weights changed, or a resumed run could start here."""
         self._decoder.refresh()
 
+    @spends("generation")
     @torch.inference_mode()
     def generate(
         self,

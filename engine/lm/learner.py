@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import ResumeError
+from engine.runtime.stopwatch import spends
 
 Batch = TypeVar("Batch")
 
@@ -83,6 +84,7 @@ class Learner:
         fall = 1.0 - progress if s.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
         return s.lr * warm * fall
 
+    @spends("training")
     def step(self, loss_fn: LossFn[Batch], batches: Iterable[Batch]) -> dict[str, float]:
         """One optimiser step on the mean loss over all units of all batches.
 

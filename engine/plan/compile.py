@@ -92,6 +92,7 @@ def _resources(experiment: Experiment, stage: Stage) -> Resources:
             gpus=hardware.gpus,
             queue=hardware.queue,
             timeout_s=hardware.timeout,
+            stall_timeout_s=hardware.stall_timeout,
             launcher=hardware.launcher,
             device=hardware.device,
             precision=hardware.precision,
@@ -101,6 +102,7 @@ def _resources(experiment: Experiment, stage: Stage) -> Resources:
     if override is None:
         return resources
     changes = {key: getattr(override, key) for key in override.model_fields_set}
-    if "timeout" in changes:
-        changes["timeout_s"] = changes.pop("timeout")
+    for key in ("timeout", "stall_timeout"):
+        if key in changes:
+            changes[f"{key}_s"] = changes.pop(key)
     return replace(resources, **changes)

@@ -42,6 +42,8 @@ class Resources:
     slots: int = 1
     queue: str = "default"
     timeout_s: float | None = None
+    stall_timeout_s: float | None = 1800.0
+    """Longest without a sign of life."""
     launcher: str = "single"
     device: str = "auto"
     precision: str = "auto"

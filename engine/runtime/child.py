@@ -43,9 +43,9 @@ def run_stage(task: Task, open_functions: OpenFunctions) -> Outcome:
         ctx = EngineContext(task, open_functions, stop)
         stage(ctx)
         ctx.deliver()
-        artifact = ArtifactStore(task.settings.artifact_url, task.settings.home / "cache").put(
-            task.output_dir, task.claimed.kind
-        )
+        store = ArtifactStore(task.settings.artifact_url, task.settings.home / "cache")
+        with ctx.spent("saving"):
+            artifact = store.put(task.output_dir, task.claimed.kind)
         return Outcome.succeeded(artifact)
     except Stopped:
         return _leave(ctx, Outcome.stopped())

@@ -7,6 +7,7 @@ and under pytest with no store at all (`local`). What a stage reports are the fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,6 +146,12 @@ class StageContext(Protocol):
     @property
     def should_stop(self) -> bool:
         """True once the stage was asked to stop: checkpoint, then raise `Stopped` (or call `stop_here`)."""
+
+    def spent(self, activity: str) -> AbstractContextManager[None]:
+        """`with ctx.spent("generation"):` counts the block's time as one of `store.spent.ACTIVITIES`.
+
+        The sampler, the learner, the user's functions and checkpoints count themselves.
+        """
 
     def log(self, step: int, metrics: Mapping[str, float] | None = None, **more: float) -> None:
         """Record metrics at `step`. Never blocks on the store and never raises."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from engine.runtime.context import Evaluation, Functions, Restored, Sample, Save
 from engine.runtime.delivery import Delivery, Report, Write
 from engine.runtime.seeds import derive
 from engine.runtime.shelf import Kept, Shelf
+from engine.runtime.stopwatch import Stopwatch
 from engine.runtime.task import Task
 from engine.spec.secrets import resolve_secrets
 from engine.store import checkpoints, evaluations, samples, stages
@@ -51,6 +53,8 @@ class EngineContext:
         self._open_functions = open_functions
         self._delivery = Delivery(lambda: self._db, claimed.stage_id, claimed.number)
         self._shelf = Shelf(task.checkpoints, claimed.number)
+        self._watch = Stopwatch(task.pulse)
+        self._watch.start()
         self._sampled = 0
         self._rewound = claimed.number == 1
         self._own: Kept | None = None
@@ -70,7 +74,8 @@ class EngineContext:
     def inputs(self) -> Mapping[str, Path]:
         """Local, read-only directories of the input artifacts."""
         store = ArtifactStore(self._task.settings.artifact_url, self._task.settings.home / "cache")
-        return {name: store.fetch(uri, sha256) for name, (sha256, uri) in self._claimed.inputs.items()}
+        with self.spent("waiting"):
+            return {name: store.fetch(uri, sha256) for name, (sha256, uri) in self._claimed.inputs.items()}
 
     @cached_property
     def functions(self) -> Functions:
@@ -82,12 +87,18 @@ class EngineContext:
         """True once the stage was asked to stop, or a newer attempt has begun."""
         return self._stop.is_set() or self._delivery.stale
 
+    def spent(self, activity: str) -> AbstractContextManager[None]:
+        """What happens in the `with` block counts as `activity`, less what is counted otherwise within."""
+        return self._watch.spent(activity)
+
     def log(self, step: int, metrics: Mapping[str, float] | None = None, **more: float) -> None:
         """Record metrics at `step`."""
+        self._watch.beat()
         self._metrics.log(step, {**metrics, **more} if metrics and more else metrics or more)
 
     def progress(self, done: float, total: float, note: str = "") -> None:
         """Say how far the stage is; only the newest word counts."""
+        self._watch.beat()
         claimed, now = self._claimed, self._clock()
         self._delivery.replace(
             lambda session: stages.progress(
@@ -97,6 +108,7 @@ class EngineContext:
 
     def sample(self, *samples_: Sample) -> None:
         """Record samples."""
+        self._watch.beat()
         self._rewind_to(None)
         claimed, first = self._claimed, self._sampled
         self._sampled += len(samples_)
@@ -113,6 +125,7 @@ class EngineContext:
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Record an evaluation. Raises DataError for one without finite scores."""
+        self._watch.beat()
         claimed, now = self._claimed, self._clock()
         # Here and not in the transaction, which may be the only one that the store allows at a time.
         interval = evaluations.bootstrap(evaluations.scores_of(evaluation))
@@ -137,9 +150,12 @@ class EngineContext:
         labels: Sequence[str] = ("latest",),
     ) -> Path:
         """Write a complete training state now; it is recorded once all that was reported before is delivered."""
+        self._watch.beat()
         self._delivery.check()
         self._rewind_to(None)
-        kept = self._shelf.save(step, state, models, labels, sampled=self._sampled)
+        with self.spent("saving"):
+            kept = self._shelf.save(step, state, models, labels, sampled=self._sampled)
+        readings = self._watch.read()
         self._own, claimed, now = kept, self._claimed, self._clock()
 
         def record(session: Session) -> None:
@@ -156,7 +172,11 @@ class EngineContext:
                 now=now,
             )
 
-        self._put(record, before=self._flush_metrics, after=self._tidy)
+        def recorded() -> None:
+            self._watch.keep(readings)
+            self._tidy()
+
+        self._put(record, before=self._flush_metrics, after=recorded)
         return kept.path
 
     def restore(self) -> Restored | None:
@@ -181,12 +201,14 @@ class EngineContext:
 
     def deliver(self) -> None:
         """Return once everything reported so far is in the store. Raises what a delivery failed with."""
-        self._delivery.drain(DELIVER_WITHIN_S)
-        if "_metrics" in self.__dict__:
-            self._metrics.close(patience_s=DELIVER_WITHIN_S)
+        with self.spent("waiting"):
+            self._delivery.drain(DELIVER_WITHIN_S)
+            if "_metrics" in self.__dict__:
+                self._metrics.close(patience_s=DELIVER_WITHIN_S)
 
     def close(self) -> None:
         """End what the context has started; what is not delivered by now never will be."""
+        self._watch.stop()
         self._delivery.close()
         if "functions" in self.__dict__:
             self.functions.close()

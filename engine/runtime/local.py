@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from engine.runtime import checkpoint, shelf
 from engine.runtime.context import Evaluation, Functions, Restored, Sample, SaveModel, State
 from engine.runtime.seeds import derive
 from engine.runtime.shelf import Shelf
+from engine.runtime.stopwatch import Stopwatch
+from engine.store.spent import Times
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class LocalContext:
         self.samples: list[Sample] = []
         self.evaluations: list[Evaluation] = []
         self.reports: list[Progress] = []
+        self._watch = Stopwatch()
+        self._watch.start()
         self._functions = functions
         self._shelf = Shelf(checkpoint_dir or output_dir.with_name(f"{output_dir.name}.checkpoints"))
 
@@ -77,8 +82,18 @@ class LocalContext:
         """Ask the stage to stop, as a cancel or a signal does under a worker."""
         self.should_stop = True
 
+    def spent(self, activity: str) -> AbstractContextManager[None]:
+        """What happens in the `with` block counts as `activity`; `times` has the sums."""
+        return self._watch.spent(activity)
+
+    @property
+    def times(self) -> Times:
+        """Seconds of each activity so far."""
+        return self._watch.read().total
+
     def log(self, step: int, metrics: Mapping[str, float] | None = None, **more: float) -> None:
         """Record metrics at `step`."""
+        self._watch.beat()
         self.points += [Point(step, key, float(value)) for key, value in {**(metrics or {}), **more}.items()]
 
     def curve(self, key: str) -> list[tuple[int, float]]:
@@ -106,9 +121,10 @@ class LocalContext:
         labels: Sequence[str] = ("latest",),
     ) -> Path:
         """Write a complete training state; surplus ones go, as under a worker."""
-        path = self._shelf.save(step, state, models, labels).path
-        for surplus in self._shelf.surplus():
-            shelf.remove(surplus)
+        with self.spent("saving"):
+            path = self._shelf.save(step, state, models, labels).path
+            for surplus in self._shelf.surplus():
+                shelf.remove(surplus)
         return path
 
     def restore(self) -> Restored | None:

@@ -1,6 +1,7 @@
 """What a stage's process is given, as one JSON file in the attempt's private directory, and what it leaves there.
 
 work/<attempt>/task.json     what to run
+work/<attempt>/pulse         signs of life, and where the time goes
 work/<attempt>/output/       the stage's output, until it is moved into the artifact store
 work/<attempt>/outcome.json  how it ended; written last, in one rename
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from engine.runtime import stopwatch
 from engine.settings import Settings
 from engine.store.stages import Claimed, Outcome
 
@@ -38,6 +40,11 @@ class Task:
         return self.work / "task.json"
 
     @property
+    def pulse(self) -> Path:
+        """The page of the stage's stopwatch."""
+        return self.work / "pulse"
+
+    @property
     def output_dir(self) -> Path:
         """Where the stage writes its output."""
         return self.work / "output"
@@ -55,6 +62,7 @@ class Task:
     def write(self) -> None:
         """Make the private directory, with the task in it."""
         self.work.mkdir(parents=True)
+        stopwatch.lay_out(self.pulse)
         data = {
             "claimed": self.claimed.as_data(),
             "settings": {

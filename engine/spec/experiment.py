@@ -8,9 +8,10 @@ from functools import lru_cache, reduce
 from operator import or_
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, create_model
+from pydantic import Field, SerializeAsAny, create_model, model_validator
 
-from engine.spec.base import Duration, SpecModel
+from engine.errors import OWN_FAULT, Cause
+from engine.spec.base import Duration, SpecModel, complaint
 from engine.spec.dataset import Dataset
 from engine.spec.hardware import Hardware
 from engine.spec.model import Model
@@ -28,14 +29,45 @@ class EvaluationPlan(SpecModel):
 
 
 class Retries(SpecModel):
-    """How often a stage is tried again after a failure that is not the spec's own."""
+    """How often a stage is tried again after a failure that is not the spec's own.
+
+    A cause that has a number here is counted by itself: `lost: 10` allows ten losses, whatever else fails.
+    """
 
     max_attempts: int = Field(3, ge=1, le=100)
-    """Attempts at a stage, the first included."""
-    backoff: Duration = 5.0
-    """Wait before the second attempt; it doubles each time."""
+    """Attempts at a stage, the first included, over all causes without a number of their own."""
+    backoff: Duration | None = None
+    """Wait before the first retry; it doubles each time. Empty: by cause, from nothing after a loss to 30 s."""
     max_backoff: Duration = 600.0
-    """Longest wait."""
+    """Longest wait; up to a quarter is added, so that stages that failed together do not come back together."""
+    oom: int | None = Field(None, ge=0, le=1000)
+    """Retries after memory ran out."""
+    hang: int | None = Field(None, ge=0, le=1000)
+    """Retries after a stage stood still, or was not through in its time."""
+    service_down: int | None = Field(None, ge=0, le=1000)
+    """Retries after something that the stage needs did not answer."""
+    disk: int | None = Field(None, ge=0, le=1000)
+    """Retries after a disk was full."""
+    lost: int | None = Field(None, ge=0, le=1000)
+    """Retries after the stage's process or its worker died."""
+    internal: int | None = Field(None, ge=0, le=1000)
+    """Retries after a failure that has no better name."""
+    quarantine: int | None = Field(3, ge=2, le=1000)
+    """Workers in a row that may die under a stage before it is set aside, the last one with it alone; empty: never."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _never_for_its_own_fault(cls, said: Any) -> Any:
+        for cause in OWN_FAULT if isinstance(said, Mapping) else ():
+            if cause in said:
+                raise complaint(
+                    f"{cause} is never retried: what is wrong with a spec, its data, its functions or its imports is "
+                    "wrong the next time too. Remove it",
+                    at=cause,
+                )
+        if isinstance(said, Mapping) and Cause.PREEMPTED in said:
+            raise complaint("preempted costs no attempt, and is always retried. Remove it", at=Cause.PREEMPTED)
+        return said
 
 
 class Experiment(SpecModel):

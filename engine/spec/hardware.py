@@ -30,6 +30,8 @@ class StageHardware(SpecModel):
     """Which workers take it."""
     timeout: Duration | None = None
     """Longest an attempt may run, such as `2h`; empty: no limit."""
+    stall_timeout: Duration | None = 1800.0
+    """Longest it may go without a sign of life; empty: no limit."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; empty: a fair share."""
 
@@ -49,6 +51,9 @@ class Hardware(SpecModel):
     """Which workers take the run's stages."""
     timeout: Duration | None = None
     """Longest an attempt at a stage may run, such as `2h`; empty: no limit."""
+    stall_timeout: Duration | None = 1800.0
+    """Longest a stage may go without a sign of life (a metric, a sample, progress, a checkpoint, generation, a training
+    step): then its stacks are written to the log, and it ends as `hang`. Empty: no limit."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a stage; empty: a fair share."""
     stages: Mapping[str, StageHardware] = Field(default_factory=dict)

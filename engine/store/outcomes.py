@@ -12,31 +12,20 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol, Self
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
 from engine.errors import Cause, StaleAttempt
-from engine.store import artifacts, events, outbox
+from engine.store import artifacts, events, outbox, quarantine
 from engine.store.artifact_store import StoredArtifact
 from engine.store.columns import table_of
+from engine.store.quarantine import Verdict
 from engine.store.readiness import LockedRun, advance, lock_run
+from engine.store.retries import Retries
 from engine.store.tables import Attempt, Lease, RunId, Stage, StageId
 from engine.store.transitions import AttemptStatus, StageStatus, move
 from engine.store.values import storable_json, storable_text
 
-BACK_OFF_S: Mapping[Cause, float] = {
-    Cause.OOM: 30.0,
-    Cause.HANG: 10.0,
-    Cause.SERVICE_DOWN: 10.0,
-    Cause.DISK: 30.0,
-    Cause.LOST: 0.0,
-    Cause.PREEMPTED: 0.0,
-    Cause.INTERNAL: 5.0,
-}
-"""Seconds before the first retry; each further one waits twice as long. A cause that is not here is never retried:
-what is wrong with a spec, its data, its functions or its imports is wrong the next time too."""
-
-_LONGEST_BACK_OFF_S = 600.0
 _FREE = delete(table_of(Lease)).where(Lease.attempt_id == bindparam("attempt"))
 
 
@@ -65,6 +54,8 @@ class Outcome:
     error: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
     log_tail: str = ""
+    spent: Mapping[str, Any] = field(default_factory=dict)
+    """Where the attempt's time went, as its supervisor read it last; see `spent`."""
 
     @classmethod
     def succeeded(cls, artifact: StoredArtifact, *, log_tail: str = "") -> Self:
@@ -95,6 +86,7 @@ class Outcome:
             error=data.get("error", ""),
             detail=data.get("detail", {}),
             log_tail=data.get("log_tail", ""),
+            spent=data.get("spent", {}),
         )
 
 
@@ -126,6 +118,7 @@ def finish(session: Session, claimed: Claim, outcome: Outcome, *, now: datetime)
         error=storable_text(outcome.error) or None,
         detail=storable_json(outcome.detail),
         log_tail=storable_text(outcome.log_tail),
+        **({"spent": storable_json(outcome.spent)} if outcome.spent else {}),
     )
     if not ended:
         raise StaleAttempt(f"attempt {claimed.number} at {claimed.name} ended before: its report is not recorded")
@@ -135,7 +128,7 @@ def finish(session: Session, claimed: Claim, outcome: Outcome, *, now: datetime)
         became = _succeed(session, claimed, outcome.artifact, now)
     else:
         stage = session.get_one(Stage, claimed.stage_id, populate_existing=True)
-        became = _give_up_or_retry(session, run, stage, cause, outcome.error, now)
+        became = _give_up_or_retry(session, run, stage, cause, outcome.error, now, attempt=claimed.attempt_id)
     _tell(session, claimed, became, outcome.error, now)
     advance(session, run, now=now)
     return became
@@ -163,7 +156,10 @@ def expire(session: Session, now: datetime, *, run_id: RunId | None = None) -> l
 
 
 def lose(session: Session, run_id: UUID, attempt_id: UUID, *, now: datetime, overdue: bool = False) -> Expired | None:
-    """End one attempt as lost. None where it is over already, or (`overdue`) its lease was renewed meanwhile."""
+    """End one attempt as lost. None where it is over already, or (`overdue`) its lease was renewed meanwhile.
+
+    Without `overdue` its worker is known to be dead.
+    """
     run = lock_run(session, run_id)
     ended = move(
         session,
@@ -183,10 +179,14 @@ def lose(session: Session, run_id: UUID, attempt_id: UUID, *, now: datetime, ove
     attempt = session.get_one(Attempt, attempt_id, populate_existing=True)
     stage = session.get_one(Stage, attempt.stage_id, populate_existing=True)
     error = f"the worker of attempt {attempt.number} fell silent: killed, or cut off from the store"
-    became = _give_up_or_retry(session, run, stage, Cause.LOST, error, now)
+    verdict = quarantine.judge(session, stage, _policy(stage).quarantine, certain=not overdue, now=now)
+    if verdict.condemned:
+        error = verdict.words
+        _annotate(session, attempt, error, verdict)
+    became = _give_up_or_retry(session, run, stage, Cause.LOST, error, now, attempt=attempt.id, verdict=verdict)
     events.add(
         session,
-        "stage.lost",
+        "stage.quarantined" if verdict.condemned else "stage.lost",
         f"{stage.name}: {error}; the stage is {became}",
         now=now,
         run_id=run_id,
@@ -220,23 +220,46 @@ def _succeed(session: Session, claimed: Claim, artifact: StoredArtifact, now: da
     return StageStatus.SUCCEEDED
 
 
+def _annotate(session: Session, attempt: Attempt, error: str, verdict: Verdict) -> None:
+    """Why the attempt was the last one, for whoever looks at it."""
+    died = [{"worker": death.worker, "alone": death.alone} for death in verdict.deaths]
+    values = {"error": storable_text(error), "detail": {"quarantine": died, "next": quarantine.NEXT_STEP}}
+    session.execute(update(table_of(Attempt)).where(table_of(Attempt).c.id == attempt.id).values(**values))
+
+
+_TRUSTED = Verdict(condemned=False, alone=False)
+
+
 def _give_up_or_retry(
-    session: Session, run: LockedRun, stage: Stage, cause: Cause | None, error: str, now: datetime
+    session: Session,
+    run: LockedRun,
+    stage: Stage,
+    cause: Cause | None,
+    error: str,
+    now: datetime,
+    *,
+    attempt: UUID,
+    verdict: Verdict = _TRUSTED,
 ) -> StageStatus:
     """Take a running stage whose attempt did not succeed to where it goes next."""
     error = storable_text(error)
     counts = cause is not None and cause is not Cause.PREEMPTED
-    values: dict[str, Any] = {"failures": stage.failures + 1} if counts else {}
-    to = _next_status(run, stage, cause)
+    values: dict[str, Any] = {"alone": verdict.alone}
+    policy, failures = _policy(stage), _failures(session, stage) if counts else []
+    if counts:
+        values |= {"failures": stage.failures + 1, "cause": str(cause), "error": error or None}
+    if run.stop_requested:
+        to = StageStatus.CANCELLED
+    elif not counts or (policy.again(failures) and not verdict.condemned):
+        to = StageStatus.READY
+    else:
+        to = StageStatus.FAILED
     if to is StageStatus.READY:
-        delay = 0.0 if cause is None else min(BACK_OFF_S[cause] * 2**stage.failures, _LONGEST_BACK_OFF_S)
-        due = now + timedelta(seconds=delay)
+        due = now + timedelta(seconds=policy.wait_s(failures, attempt) if counts else 0.0)
         values |= {"not_before": due, "ready_at": now, "announce_after": due + outbox.AGAIN_AFTER}
         outbox.announce(session, stage.id, queue=stage.queue, priority=stage.priority, due_at=due)
     else:
         values["finished_at"] = now
-    if counts:
-        values |= {"cause": str(cause), "error": error or None}
     moved = move(
         session,
         Stage,
@@ -250,14 +273,19 @@ def _give_up_or_retry(
     return to
 
 
-def _next_status(run: LockedRun, stage: Stage, cause: Cause | None) -> StageStatus:
-    if run.stop_requested:
-        return StageStatus.CANCELLED
-    if cause is Cause.PREEMPTED:
-        return StageStatus.READY
-    if cause in BACK_OFF_S and stage.failures + 1 < stage.max_attempts:
-        return StageStatus.READY
-    return StageStatus.FAILED
+def _policy(stage: Stage) -> Retries:
+    return Retries.of(stage.max_attempts, stage.retries)
+
+
+def _failures(session: Session, stage: Stage) -> list[Cause]:
+    """Why the stage's attempts failed since it was submitted or resumed, the one that has just ended being the last."""
+    newest = (
+        select(Attempt.cause)
+        .where(Attempt.stage_id == stage.id, Attempt.cause.is_not(None), Attempt.cause != Cause.PREEMPTED)
+        .order_by(Attempt.number.desc())
+        .limit(stage.failures + 1)
+    )
+    return [Cause(cause) for cause in session.scalars(newest) if cause is not None][::-1]
 
 
 def _tell(session: Session, claimed: Claim, became: StageStatus, error: str, now: datetime) -> None:

@@ -39,6 +39,8 @@ class Waiting:
     priority: int = 0
     user: str = ""
     ready_at: datetime = _LONG_AGO
+    alone: bool = False
+    """Workers died under it: it takes a worker that runs nothing else, and keeps it for itself."""
 
     @property
     def place(self) -> Place:
@@ -207,7 +209,7 @@ _ANYTHING = Needs(2**31, 2**31)
 _S = table_of(Stage)
 WAITING_COLUMNS = (
     *(_S.c.id, _S.c.run_id, _S.c.name, _S.c.slots, _S.c.gpus),
-    *(_S.c.queue, _S.c.priority, _S.c.user, _S.c.ready_at),
+    *(_S.c.queue, _S.c.priority, _S.c.user, _S.c.ready_at, _S.c.alone),
 )
 # Spelled out in the statement: with a parameter in its place neither database would use the index of ready stages.
 READY = bindparam("ready", StageStatus.READY.value, type_=_S.c.status.type, literal_execute=True)
@@ -289,9 +291,18 @@ def _pages(session: Session, group: Mapping[str, Any]) -> More:
 
 
 def waiting_of(row: Any) -> Waiting:
-    """A row of stages, with at least `WAITINGWAITING_COLUMNS`."""
-    needs = Needs(row.slots, row.gpus)
-    return Waiting(StageId(row.id), row.run_id, row.name, needs, row.queue, row.priority, row.user, row.ready_at)
+    """A row of stages, with at least `WAITING_COLUMNS`."""
+    return Waiting(
+        stage_id=StageId(row.id),
+        run_id=row.run_id,
+        name=row.name,
+        needs=Needs(row.slots, row.gpus),
+        queue=row.queue,
+        priority=row.priority,
+        user=row.user,
+        ready_at=row.ready_at,
+        alone=row.alone,
+    )
 
 
 def stop_requested(session: Session, run_id: UUID) -> float | None:

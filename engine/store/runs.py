@@ -66,6 +66,8 @@ class Submission:
     functions_hash: str = ""
     no_cache: bool = False
     max_attempts: int = 3
+    retries: Mapping[str, Any] = field(default_factory=dict)
+    """What the spec says about retries beside that; see `retries.Retries`."""
 
 
 def submit(session: Session, plan: Plan, submission: Submission, *, now: datetime) -> Run:
@@ -149,6 +151,7 @@ def _add_stages(session: Session, run_id: UUID, plan: Plan, submission: Submissi
             "gpus": stage.resources.needs.gpus,
             "status": StageStatus.WAITING,
             "max_attempts": submission.max_attempts,
+            "retries": storable_json(submission.retries),
             "cache": not submission.no_cache,
         }
         for position, stage in enumerate(plan.stages)
@@ -253,6 +256,7 @@ def resume(session: Session, run: Run, *, now: datetime, gone: Gone = provably_g
                 StageStatus.WAITING,
                 expect=[StageStatus.FAILED, StageStatus.CANCELLED],
                 failures=0,
+                alone=False,
                 not_before=None,
                 finished_at=None,
                 cause=None,

@@ -21,14 +21,13 @@ from engine.errors import Refused, StaleAttempt
 from engine.plan.stage import Resources
 from engine.store import artifacts, events
 from engine.store.columns import table_of
-from engine.store.outcomes import BACK_OFF_S, Expired, Outcome, expire, finish, lose
+from engine.store.outcomes import Expired, Outcome, expire, finish, lose
 from engine.store.readiness import advance, input_artifacts, lock_run_of, take_from_cache
 from engine.store.tables import Attempt, Checkpoint, Lease, Run, RunId, Stage, StageId, WorkerId
 from engine.store.transitions import AttemptStatus, RunStatus, StageStatus, changed, move
-from engine.store.values import storable_text
+from engine.store.values import storable_json, storable_text
 
 __all__ = [
-    "BACK_OFF_S",
     "Claimed",
     "Expired",
     "Outcome",
@@ -242,9 +241,15 @@ def start(
     _of_running_attempt(session, claimed, pid=pid, pid_started=pid_started, log_path=log_path)
 
 
-def heartbeat(session: Session, claimed: Claimed, *, now: datetime, lease_s: float) -> Signal:
-    """Renew the attempt's lease, and learn whether it should stop. Raises StaleAttempt where it is over."""
-    _of_running_attempt(session, claimed, lease_expires_at=now + timedelta(seconds=lease_s))
+def heartbeat(
+    session: Session, claimed: Claimed, *, now: datetime, lease_s: float, spent: Mapping[str, Any] | None = None
+) -> Signal:
+    """Renew the attempt's lease, and learn whether it should stop. Raises StaleAttempt where it is over.
+
+    `spent` says where its time went so far: should the worker die, that is all that is known of it.
+    """
+    told = {} if spent is None else {"spent": storable_json(spent)}
+    _of_running_attempt(session, claimed, lease_expires_at=now + timedelta(seconds=lease_s), **told)
     stop = session.scalar(select(Run.stop_requested).where(Run.id == claimed.run_id))
     return Signal.STOP if stop else Signal.KEEP
 

@@ -113,6 +113,10 @@ class Stage(Base):
     failures: Mapped[int] = mapped_column(default=0)
     """Attempts that failed or were lost since the stage was submitted or resumed; a preempted one does not count."""
     max_attempts: Mapped[int] = mapped_column(default=3)
+    retries: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What the spec says about retries beside `max_attempts`."""
+    alone: Mapped[bool] = mapped_column(default=False)
+    """Workers died under it: it gets its next one for itself."""
     not_before: Mapped[datetime | None]
     """Back-off: not to be claimed earlier."""
     announce_after: Mapped[datetime | None]
@@ -161,7 +165,9 @@ class Attempt(Base):
     cause: Mapped[str | None] = mapped_column(String(32))
     error: Mapped[str | None] = mapped_column(Text)
     detail: Mapped[dict[str, Any]]
-    """Autopsy: error type, traceback, suggested next step."""
+    """Autopsy: error type, traceback, stacks, suggested next step."""
+    spent: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """Where its time went; see `spent`."""
     log_path: Mapped[str | None] = mapped_column(Text)
     log_tail: Mapped[str] = mapped_column(Text, default="")
     lease_expires_at: Mapped[datetime | None] = mapped_column(index=True)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -77,6 +78,60 @@ def deaf(ctx: StageContext) -> None:
     Path(ctx.extra["gate"]).with_suffix(".reached").write_text(f"{os.getpid()} {child.pid}")
     while True:
         time.sleep(0.05)
+
+
+def stuck(ctx: StageContext) -> None:
+    """Report once, start a Python and another process, and then do nothing for ever."""
+    ctx.log(1, loss=0.5)
+    other = subprocess.Popen(["sleep", "600"])
+    twin = os.fork()
+    if twin == 0:
+        _wait_as_a_twin()
+    Path(ctx.extra["gate"]).with_suffix(".reached").write_text(f"{os.getpid()} {other.pid} {twin}")
+    _wait_for_nobody()
+
+
+def _wait_for_nobody() -> None:
+    threading.Event().wait()
+
+
+def _wait_as_a_twin() -> None:
+    threading.Event().wait()
+
+
+def fill_the_disk(ctx: StageContext) -> None:
+    """Write a file where there is no room, as a library would that knows nothing of us."""
+    ctx.checkpoint(1, {"x": 1})
+    with Path("/dev/full").open("w") as file:
+        file.write("weights" * 10_000)
+
+
+def exit_early(ctx: StageContext) -> None:
+    """End the process behind the engine's back."""
+    print("RuntimeError: CUDA out of memory", flush=True)
+    os._exit(3)
+
+
+def spend(ctx: StageContext) -> None:
+    """Time that is told apart; after a checkpoint the process is killed, where `extra.die` says so."""
+    with ctx.spent("generation"), ctx.spent("functions"):
+        time.sleep(0.02)
+    with ctx.spent("training"):
+        time.sleep(0.02)
+    ctx.checkpoint(1, {"x": 1})
+    if ctx.extra.get("die"):
+        Path(ctx.extra["gate"]).with_suffix(".reached").write_text(str(os.getpid()))
+        with ctx.spent("training"):
+            threading.Event().wait()
+
+
+def kill_worker(ctx: StageContext) -> None:
+    """End the worker, its nursery and so this process, as a machine that runs out of memory might."""
+    nursery = os.getppid()
+    worker = int(Path(f"/proc/{nursery}/stat").read_text().rpartition(")")[2].split()[1])
+    for pid in (worker, nursery):
+        os.kill(pid, signal.SIGKILL)
+    threading.Event().wait()
 
 
 def modules(ctx: StageContext) -> None:

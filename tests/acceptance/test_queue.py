@@ -453,3 +453,22 @@ def test_a_worker_drained_after_its_current_stage_ends_it_and_takes_no_other(lab
     assert [attempt.status for attempt in lab.attempts(run, "count")] == ["succeeded"]
     lab.check_count(run)
     assert lab.stages(other)["noop"].status == "ready"
+
+
+def test_a_stage_that_kills_its_workers_is_set_aside_and_the_others_go_on(lab: Lab) -> None:
+    run = lab.submit(
+        Stage("poison", "test.poison", "queue_stages:kill_worker", ()),
+        Stage("noop", "test.noop", "queue_stages:noop", ()),
+    )
+    for _ in range(3):
+        worker = lab.worker(lease_s=9)  # long enough for a worker that is silent all the while to count as dead
+        assert worker.wait(120) == -signal.SIGKILL
+    lab.worker(lease_s=9)
+    assert lab.ended(run) == "failed"
+
+    found = lab.stages(run)
+    assert (found["noop"].status, found["poison"].status, found["poison"].cause) == ("succeeded", "failed", "lost")
+    assert "quarantined: 3 workers in a row" in found["poison"].error
+    assert [attempt.status for attempt in lab.attempts(run, "poison")] == ["lost"] * 3
+    assert len(lab.attempts(run, "poison")[-1].detail["quarantine"]) == 3
+    assert len(lab.attempts(run, "noop")) == 1

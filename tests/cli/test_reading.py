@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 from engine.cli.reading import Status
 from engine.errors import Cause
 from engine.runtime.context import Sample
+from engine.store import stages
+from engine.store.artifact_store import StoredArtifact
 from engine.store.stages import Outcome
 from engine.store.transitions import RunStatus
 
@@ -95,6 +98,82 @@ def test_show_says_why_a_run_failed_and_what_to_do(rlx, lab):
 
     failure = rlx("show", "best-lang-1", "--json").data["failure"]
     assert (failure["stage"], failure["cause"]) == ("train", "reward_error")
+
+
+READINGS = {
+    "total": {"start_up": 1.0, "generation": 5.0, "training": 3.0},
+    "kept": {"start_up": 1.0, "generation": 2.0},
+}
+
+
+def test_show_tells_where_the_time_went(rlx, lab):
+    run = lab.submit()
+    claimed = lab.training(run)
+    lab.finish(claimed, replace(Outcome.failed(Cause.LOST, "killed"), spent=READINGS))  # after 10 s
+    claimed = lab.claim(run, "train")
+    lab.finish(claimed, replace(Outcome.succeeded(StoredArtifact("1" * 64, "/a", "k", 1, 1)), spent=READINGS))
+
+    data = rlx("show", "@last", "--json").data
+    train = data["stages"][1]
+    first, second = (
+        {"start_up": 1, "generation": 2, "lost": 7},
+        {"start_up": 1, "generation": 5, "training": 3, "other": 1},
+    )
+    assert [attempt["times"] for attempt in train["attempts"]] == [first, second]
+    assert train["times"] == {"start_up": 2, "generation": 7, "training": 3, "other": 1, "lost": 7}
+    assert data["times"]["other"] == 11  # that of `model`, which told nothing, too
+
+    lines = rlx("show", "@last").out.splitlines()
+    head = next(line for line in lines if line.startswith("TIME SPENT"))
+    assert head.split()[2:] == ["START-UP", "GENERATION", "TRAINING", "OTHER", "LOST"]
+    assert lines[lines.index(head) + 2].split() == ["train", "2.0s", "7.0s", "3.0s", "1.0s", "7.0s"]
+    assert lines[lines.index(head) + 3].split() == ["together", "2.0s", "7.0s", "3.0s", "11s", "7.0s"]
+
+
+def test_show_names_what_led_to_a_failure_and_where_processes_stood(rlx, lab):
+    claimed = lab.training(lab.submit(retries={"hang": 0}))
+    stack = '  File "/site/lib.py", line 3 in wait\n  File "/site/stage.py", line 9 in train\n'
+    stacks = [
+        {"pid": 7, "command": "python", "state": "S (sleeping)", "stacks": stack, "threads": []},
+        {
+            "pid": 8,
+            "command": "sleep 600",
+            "state": "S (sleeping)",
+            "stacks": "",
+            "threads": ["thread 8 (sleep), state S"],
+        },
+    ]
+    detail = {"stacks": stacks, "chain": [{"type": "TimeoutError", "message": "timed out"}]}
+    lab.finish(claimed, Outcome.failed(Cause.HANG, "no sign of life for 0:30:00", detail=detail))
+
+    text = rlx("show", "@last").out
+    assert "hang in stage train, attempt 1" in text
+    assert "because     TimeoutError: timed out" in text
+    assert 'stood at    7 python: File "/site/lib.py", line 3 in wait' in text
+    assert "stood at    8 sleep 600: thread 8 (sleep), state S" in text
+    assert "event       stage.failed: train failed: no sign of life" in text
+    failure = rlx("show", "@last", "--json").data["failure"]
+    assert failure["detail"]["stacks"] == stacks
+    assert failure["events"][-1]["kind"] == "run.failed"
+
+
+def test_show_tells_of_a_quarantine_and_how_to_end_it(rlx, lab):
+    run = lab.submit(max_attempts=9)
+    log = lab.home / "train.log"
+    log.write_text("about to eat all memory\n")
+    for number in range(3):
+        claimed = lab.training(run) if number == 0 else lab.claim(run, "train")
+        with lab.db.write() as session:
+            stages.start(session, claimed, pid=1, log_path=str(log))
+            stages.expire(session, lab.tick(60))
+
+    text = rlx("show", "@last").out
+    assert "lost in stage train, attempt 3" in text
+    assert "quarantined: 3 workers in a row" in text
+    assert "before      lost, lost" in text
+    assert "about to eat all memory" in text  # nobody was left to store the log's end
+    assert "release it with: rlx resume best-lang-1" in text
+    assert rlx("show", "@last", "--json").data["failure"]["detail"]["quarantine"][0]["alone"] is True
 
 
 def test_an_unknown_handle_is_not_found_and_names_the_closest(rlx, lab):

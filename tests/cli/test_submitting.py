@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.store import runs
+from engine.errors import Cause
+from engine.store import runs, stages
+from engine.store.retries import Retries
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +46,23 @@ def test_a_run_is_queued_with_all_that_is_remembered(rlx, spec, queued, lab):
     assert run.code["version"]
     assert run.hardware["cpus"] == os.cpu_count()
     assert len(run.functions_hash) == 64
+
+
+def test_a_stage_keeps_what_the_spec_says_about_failures(rlx, spec, queued, lab):
+    said = ("retries.max_attempts=5", "retries.lost=20", "retries.quarantine=null", "retries.backoff=30s")
+    assert rlx("submit", str(spec), *said, "hardware.stall_timeout=5m", "retries.max_backoff=1h").code == 0
+
+    with lab.db.read() as session:
+        (stage, *_) = stages.for_run(session, runs.find(session, "@last").id)
+    policy = Retries.of(stage.max_attempts, stage.retries)
+    assert policy == Retries(5, {Cause.LOST: 20}, backoff_s=30.0, max_backoff_s=3600.0, quarantine=None)
+    assert stage.resources["stall_timeout_s"] == 300.0
+
+
+def test_retries_of_the_specs_own_error_are_refused(rlx, spec, queued):
+    answer = rlx("submit", str(spec), "retries.data_error=2")
+    assert answer.code == 2
+    assert "data_error is never retried" in answer.err
 
 
 def test_the_same_spec_is_one_revision_whatever_the_overrides(rlx, spec, queued):

@@ -189,6 +189,7 @@ def _attempt(session: Session, outline: Outline, stage: tables.Stage, worker_id:
                 detail=detail,
                 log_path=None,
                 log_tail="\n".join(tail),
+                spent={"total": {"training": outline.seconds / 2}, "kept": {"training": outline.seconds / 4}},
                 lease_expires_at=now + timedelta(seconds=15) if status == "running" else None,
                 started_at=stage.started_at or now,
                 finished_at=stage.finished_at,

@@ -150,6 +150,14 @@ def test_a_failed_run_says_why_and_what_to_do(seeded: Path, open_app: Open) -> N
     assert "Traceback (most recent call last):" in commands(app)
 
 
+def test_a_run_tells_where_its_time_went(seeded: Path, open_app: Open) -> None:
+    app = open_app(seeded, "run", {"run": "best-lang-4"})
+
+    (told,) = [caption.value for caption in app.caption if caption.value.startswith("Time spent")]
+    assert "training" in told
+    assert "lost" in told
+
+
 def test_the_first_attempt_has_a_log_too(seeded: Path, open_app: Open) -> None:
     app = open_app(seeded, "run", {"run": "best-lang-4", "tab": "Logs", "attempt": "train, attempt 1"})
 

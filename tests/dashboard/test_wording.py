@@ -80,6 +80,13 @@ def test_plain_text_has_no_markdown_left_to_hear(hostile: str) -> None:
             assert escaped[place - 1] == "\\"
 
 
+def test_time_spent_the_most_first_and_no_crumbs() -> None:
+    spent = {"start_up": 4.0, "training": 95.6, "saving": 0.4, "lost": 0.0}
+    assert wording.times(spent) == "training 1 m 36 s (96 %)  ·  start-up 4 s (4 %)"
+    assert wording.times({}) == ""
+    assert wording.times({"training": 0.0}) == ""
+
+
 def test_every_status_and_cause_has_its_words() -> None:
     for status in (*RunStatus, *StageStatus, *AttemptStatus):
         assert status.value in wording.LOOKS

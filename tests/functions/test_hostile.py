@@ -6,8 +6,11 @@ Every case breaks its contract for the input "bad" and behaves for all others.
 from __future__ import annotations
 
 import os
+import signal
 import textwrap
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -308,3 +311,30 @@ def test_the_layers_in_force_are_named() -> None:
 
     assert "no new privileges" in layers
     assert "memory 1024 MiB" in layers
+
+
+def test_a_host_that_is_asked_where_it_stands_says_so_and_its_fault_is_found_all_the_same(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As a supervisor asks every process of a stage that hangs."""
+    source = "def score_fn(text: str, answer: str):\n    import time\n    time.sleep(10**6)\n"
+    with open_functions(Sources(score_fn=source), LIMITS) as functions:
+        pid = functions.pid
+        assert pid is not None
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.wait(0.2):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            with pytest.raises(FunctionError, match="did not return within 2 s") as caught:
+                functions.score(["a"], ["b"])
+        finally:
+            over.set()
+            asking.join()
+    assert caught.value.line == 3
+    assert 'File "<score_fn>", line 3 in score_fn' in capfd.readouterr().err

@@ -64,6 +64,17 @@ def test_hardware_reaches_every_stage_and_gives_way_to_the_stages_own() -> None:
     assert plan.stage("evaluate").resources == Resources(gpus=2, timeout_s=7200.0)
 
 
+def test_how_long_a_stage_may_stand_still_is_a_matter_of_the_stage() -> None:
+    hardware = {"stall_timeout": "10m", "stages": {"train": {"stall_timeout": None}}}
+    evaluate = Stage(name="evaluate", kind="toy.evaluate", run="m:g", reads=("evaluation",), inputs={"train": "train"})
+
+    plan = compile_plan(experiment(hardware=hardware), [train(), evaluate])
+
+    assert plan.stage("train").resources.stall_timeout_s is None
+    assert plan.stage("evaluate").resources.stall_timeout_s == 600.0
+    assert compile_plan(experiment(), [train()]).stages[0].resources.stall_timeout_s == 1800.0
+
+
 def test_a_stored_spec_gives_the_same_resources_when_it_is_read_back() -> None:
     first = experiment(hardware={"gpus": 2, "timeout": "2h", "stages": {"train": {"threads": 3}}})
 

@@ -1,37 +1,21 @@
-"""From an ending to its cause: the codes of DESIGN section 6, and what each asks the user to do."""
+"""From an ending to its outcome: the causes of DESIGN section 6, and what each asks the user to do."""
 
 from __future__ import annotations
 
-import errno
 import signal
+from pathlib import Path
 
 import pytest
 
-from engine.errors import Cause, DataError, FunctionError, ModelError, ResumeError, SpecError, Unreachable
+from engine.errors import Cause, DataError, DiskError
 from engine.runtime import autopsy
 
 
-@pytest.mark.parametrize(
-    ("error", "cause"),
-    [
-        (FunctionError("score_fn", "returned a str", 3, "hello"), Cause.REWARD_ERROR),
-        (DataError("items.csv:2"), Cause.DATA_ERROR),
-        (SpecError("no such key"), Cause.SPEC_ERROR),
-        (ModelError("no such model"), Cause.SPEC_ERROR),
-        (Unreachable("no database"), Cause.SERVICE_DOWN),
-        (ModuleNotFoundError("No module named 'peft'"), Cause.IMPORT),
-        (MemoryError(), Cause.OOM),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), Cause.OOM),
-        (OSError(errno.ENOSPC, "No space left on device"), Cause.DISK),
-        (ResumeError("damaged"), Cause.INTERNAL),
-        (ZeroDivisionError("division by zero"), Cause.INTERNAL),
-    ],
-)
-def test_an_exception_has_a_cause_and_a_next_step(error: Exception, cause: Cause) -> None:
-    outcome = autopsy.of_exception(error)
-    assert (outcome.kind, outcome.cause) == ("failed", cause)
-    assert str(error) in outcome.error
-    assert outcome.detail["next"] == autopsy.NEXT_STEP[cause]
+def test_an_exception_becomes_an_outcome_with_a_next_step() -> None:
+    outcome = autopsy.of_exception(DataError("items.csv:2: no answer"))
+    assert (outcome.kind, outcome.cause, outcome.error) == ("failed", Cause.DATA_ERROR, "items.csv:2: no answer")
+    assert outcome.detail["next"] == autopsy.NEXT_STEP[Cause.DATA_ERROR]
+    assert outcome.detail["chain"] is None
 
 
 def test_the_traceback_is_kept() -> None:
@@ -45,24 +29,58 @@ def test_the_traceback_is_kept() -> None:
     assert "broken_function" in outcome.detail["traceback"]
 
 
+def test_what_led_to_an_error_is_named() -> None:
+    error = DiskError("the checkpoint could not be written")
+    error.__cause__ = OSError(28, "No space left on device")
+    outcome = autopsy.of_exception(error)
+    assert outcome.detail["chain"] == [{"type": "OSError", "message": "[Errno 28] No space left on device"}]
+
+
 @pytest.mark.parametrize(
-    ("status", "out_of_memory", "kind", "cause", "word"),
+    ("status", "out_of_memory", "last_words", "kind", "cause", "word"),
     [
-        (-signal.SIGKILL, False, "failed", Cause.LOST, "SIGKILL"),
-        (-signal.SIGKILL, True, "failed", Cause.OOM, "memory"),
-        (-signal.SIGSEGV, False, "failed", Cause.INTERNAL, "SIGSEGV"),
-        (-signal.SIGTERM, False, "stopped", None, ""),
-        (3, False, "failed", Cause.INTERNAL, "status 3"),
-        (0, False, "failed", Cause.INTERNAL, "no outcome"),
+        (-signal.SIGKILL, False, "", "failed", Cause.LOST, "SIGKILL"),
+        (-signal.SIGKILL, True, "", "failed", Cause.OOM, "memory"),
+        (-signal.SIGKILL, False, "CUDA out of memory", "failed", Cause.LOST, "SIGKILL"),
+        (-signal.SIGSEGV, False, "", "failed", Cause.INTERNAL, "SIGSEGV"),
+        (-signal.SIGBUS, False, "", "failed", Cause.DISK, "/dev/shm"),
+        (-signal.SIGABRT, False, "", "failed", Cause.INTERNAL, "SIGABRT"),
+        (-signal.SIGABRT, False, "what():  std::bad_alloc", "failed", Cause.OOM, "SIGABRT"),
+        (-signal.SIGABRT, True, "", "failed", Cause.OOM, "memory"),
+        (-signal.SIGXFSZ, False, "", "failed", Cause.DISK, "ulimit -f"),
+        (-signal.SIGXCPU, False, "", "failed", Cause.HANG, "CPU time"),
+        (-signal.SIGHUP, False, "", "failed", Cause.LOST, "SIGHUP"),
+        (-signal.SIGILL, False, "", "failed", Cause.IMPORT, "another processor"),
+        (-40, False, "", "failed", Cause.INTERNAL, "signal 40"),
+        (-signal.SIGTERM, False, "", "stopped", None, ""),
+        (70, False, "OSError: [Errno 28] No space left on device", "failed", Cause.DISK, "status 70"),
+        (3, False, "", "failed", Cause.INTERNAL, "status 3"),
+        (0, False, "", "failed", Cause.INTERNAL, "no outcome"),
     ],
 )
 def test_a_process_that_left_without_a_word(
-    status: int, out_of_memory: bool, kind: str, cause: Cause | None, word: str
+    status: int, out_of_memory: bool, last_words: str, kind: str, cause: Cause | None, word: str
 ) -> None:
-    outcome = autopsy.of_status(status, out_of_memory=out_of_memory)
+    outcome = autopsy.of_status(status, out_of_memory=out_of_memory, last_words=last_words)
     assert (outcome.kind, outcome.cause) == (kind, cause)
     assert word in outcome.error
 
 
 def test_every_cause_has_a_next_step() -> None:
     assert set(autopsy.NEXT_STEP) == set(Cause)
+
+
+def test_a_place_that_is_gone_is_not_full(tmp_path: Path) -> None:
+    assert not autopsy.is_full(tmp_path)
+    assert not autopsy.is_full(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("name", ["memory.events", "memory/memory.oom_control"])
+def test_kills_for_memory_are_counted_by_the_container_and_else_by_the_machine(tmp_path: Path, name: str) -> None:
+    machine = tmp_path / "vmstat"
+    machine.write_text("oom_kill_count 9\noom_kill 7\n")
+    assert autopsy.kills_for_memory(tmp_path, machine) == 7
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("under_oom 0\noom 4\noom_kill 3\n")
+    assert autopsy.kills_for_memory(tmp_path, machine) == 3
+    assert autopsy.kills_for_memory(tmp_path / "none", tmp_path / "none") == 0

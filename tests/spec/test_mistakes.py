@@ -56,6 +56,13 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "preset misspelt": ("scratch:llama-nano", "scratch:lama-nano", "scratch:lama", "Did you mean scratch:llama-nano?"),
     "scheme misspelt": ("scratch:llama-nano", "scrach:llama-nano", "scrach:", "Did you mean scratch:llama-nano?"),
     "duration in words": ("timeout: 2h", "timeout: 2 hours", "2 hours", "write 45s, 30m"),
+    "retries of the spec's own error": (
+        "seed: 0",
+        "retries: {spec_error: 3}",
+        "3}",
+        "spec_error is never retried",
+    ),
+    "retries of a preemption": ("seed: 0", "retries: {preempted: 3}", "3}", "costs no attempt"),
     "slot misspelt": ("is {lang}.", "is {lng}.", "The best", "Did you mean {lang}?"),
     "slot that no text uses": ("is {lang}.", "is Go.", "lang: {Go", "no text uses {lang}"),
     "empty list of items": (

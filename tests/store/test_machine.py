@@ -51,6 +51,8 @@ class StageModel:
     attempt: int = 0
     failures: int = 0
     not_before: datetime | None = None
+    surely_from: datetime | None = None
+    """Back-off: not before the one, surely from the other on; in between it depends on the attempt."""
     lease_until: datetime | None = None
 
 
@@ -88,7 +90,8 @@ class RunModel:
         if self.stop:
             stage.status = "cancelled"
         elif retry and (not counts or stage.failures < ATTEMPTS):
-            stage.status, stage.not_before = "ready", now + timedelta(seconds=delay_s * 2**before)
+            wait = timedelta(seconds=delay_s * 2**before)
+            stage.status, stage.not_before, stage.surely_from = "ready", now + wait, now + 1.25 * wait
         else:
             stage.status = "failed"
         self.follow()
@@ -144,10 +147,12 @@ class Machine(RuleBasedStateMachine):
         place = _newest(self.messages, pick)
         message = self.messages[place] if again else self.messages.pop(place)
         model, stage = self._of(message)
-        due = stage.status == "ready" and (stage.not_before is None or stage.not_before <= self.clock())
+        now = self.clock()
+        possible = stage.status == "ready" and (stage.not_before is None or stage.not_before <= now)
+        certain = possible and (stage.surely_from is None or stage.surely_from <= now)
         self.device += 1
         claimed = self.queue.try_claim(message, f"slot:{self.device}", lease_s=LEASE_S)
-        assert (claimed is not None) == due
+        assert certain <= (claimed is not None) <= possible
         if claimed is None:
             return
         stage.status, stage.attempt = "running", stage.attempt + 1
@@ -240,6 +245,7 @@ class Machine(RuleBasedStateMachine):
             for stage in trial.stages.values():
                 if stage.status in ("failed", "cancelled"):
                     stage.status, stage.failures, stage.not_before = "waiting", 0, None
+                    stage.surely_from = None
             trial.follow()
 
     @invariant()

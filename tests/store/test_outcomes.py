@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import timedelta
+from itertools import permutations
 
 import pytest
 from sqlalchemy import select
 
-from engine.errors import Cause
+from engine.errors import Cause, StaleAttempt
 from engine.store import artifacts, stages
 from engine.store.session import Database
 from engine.store.stages import Outcome
-from engine.store.tables import Attempt, Lease
+from engine.store.tables import Attempt, Lease, Run, Stage
+from engine.store.transitions import ENDED
 from tests.store.walk import Clock, Queue
 
 NEVER = [Cause.SPEC_ERROR, Cause.DATA_ERROR, Cause.REWARD_ERROR, Cause.IMPORT]
@@ -58,15 +61,35 @@ def test_what_may_pass_is_tried_again(queue: Queue, cause: Cause) -> None:
 def test_back_off_doubles_until_attempts_run_out(queue: Queue, clock: Clock) -> None:
     run = queue.submit(max_attempts=3)
     queue.announced()
-    for delay in (5, 10):  # an internal failure waits 5 s, then twice that
+    for delay in (5, 10):  # an internal failure waits 5 s, then twice that, and up to a quarter more
         assert queue.finish(queue.claim(run), Outcome.failed(Cause.INTERNAL, "crash")) == "ready"
-        clock.advance(delay - 1)
+        clock.advance(delay - 0.01)
         assert queue.announced() == []
         assert queue.try_claim(queue.stage(run, "train")) is None
-        clock.advance(1)
+        clock.advance(delay / 4 + 0.01)
         assert queue.announced() == [queue.stage(run, "train")]
     assert queue.finish(queue.claim(run), Outcome.failed(Cause.INTERNAL, "crash")) == "failed"
     assert queue.status(run) == "failed"
+
+
+def test_a_cause_with_a_number_of_its_own_is_counted_apart(queue: Queue, clock: Clock) -> None:
+    run = queue.submit(max_attempts=2, retries={"lost": 2, "oom": 0})
+    for became in ("ready", "ready"):
+        queue.claim(run)
+        clock.advance(20)
+        assert [lost.status for lost in queue.expire()] == [became]
+    assert queue.finish(queue.claim(run), Outcome.failed(Cause.DISK, "full")) == "ready"
+    clock.advance(10_000)
+    assert queue.finish(queue.claim(run), Outcome.failed(Cause.OOM, "no memory")) == "failed"
+
+
+def test_resuming_counts_from_the_start(queue: Queue, clock: Clock) -> None:
+    run = queue.submit(max_attempts=2)
+    for _ in range(2):
+        for became in ("ready", "failed"):
+            assert queue.finish(queue.claim(run), Outcome.failed(Cause.INTERNAL, "crash")) == became
+            clock.advance(1000)
+        assert queue.resume(run)
 
 
 def test_being_sent_away_costs_no_attempt(queue: Queue) -> None:
@@ -102,7 +125,7 @@ def test_the_autopsy_is_kept_whatever_is_in_it(db: Database, queue: Queue) -> No
 def test_success_after_a_failure_leaves_no_error_on_the_stage(queue: Queue, clock: Clock) -> None:
     run = queue.submit()
     queue.finish(queue.claim(run), Outcome.failed(Cause.INTERNAL, "crash"))
-    clock.advance(5)
+    clock.advance(5 * 1.25)
     queue.finish(queue.claim(run))
     (stage,) = queue.stages(run)
     assert (stage.cause, stage.error, stage.failures) == (None, None, 1)
@@ -155,10 +178,56 @@ def test_lost_attempts_of_many_runs_end_together(queue: Queue, clock: Clock) -> 
     assert {lost.run_id for lost in queue.expire()} == {run.id for run in submitted}
 
 
-def test_an_attempt_ends_once_even_in_the_tables(db: Database, queue: Queue, clock: Clock) -> None:
+REPORTS = {
+    "success": lambda queue, run, claimed: queue.finish(claimed),
+    "failure": lambda queue, run, claimed: queue.finish(claimed, Outcome.failed(Cause.SPEC_ERROR, "bad")),
+    "retry": lambda queue, run, claimed: queue.finish(claimed, Outcome.failed(Cause.LOST, "killed")),
+    "stop": lambda queue, run, claimed: queue.finish(claimed, Outcome.stopped()),
+    "expiry": lambda queue, run, claimed: queue.expire(),
+    "cancel": lambda queue, run, claimed: queue.stop(run),
+}
+
+
+@pytest.mark.parametrize("order", list(permutations(REPORTS, 3)), ids="-".join)
+@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
+def test_an_end_is_written_once_whatever_is_reported_after_it(
+    db: Database, queue: Queue, clock: Clock, order: tuple[str, ...]
+) -> None:
+    run = queue.submit(max_attempts=1)
+    claimed = queue.claim(run)
+    clock.advance(20)
+    first: dict[str, object] = {}
+    for report in order:
+        with suppress(StaleAttempt):
+            REPORTS[report](queue, run, claimed)
+        with db.read() as session:
+            for row in [
+                *session.scalars(select(Attempt)),
+                *session.scalars(select(Stage)),
+                *session.scalars(select(Run)),
+            ]:
+                kind = type(row)
+                if row.status in ENDED[kind] and (kind.__name__, row.id) not in first:
+                    first[kind.__name__, row.id] = _told(row)
+                assert first.get((kind.__name__, row.id), _told(row)) == _told(row)
+
+
+def _told(row: Attempt | Stage | Run) -> tuple[object, ...]:
+    fields = ("status", "cause", "error", "detail", "log_tail", "artifact_id", "finished_at")
+    return tuple(getattr(row, field, None) for field in fields)
+
+
+@pytest.mark.parametrize("late", ["success", "failure", "retry", "stop"])
+def test_a_late_report_of_an_earlier_attempt_is_refused(queue: Queue, clock: Clock, late: str) -> None:
     run = queue.submit()
-    queue.finish(queue.claim(run))
-    clock.advance(100)
-    assert queue.expire() == []
-    with db.read() as session:
-        assert list(session.scalars(select(Attempt.status))) == ["succeeded"]
+    stale = queue.claim(run)
+    clock.advance(20)
+    queue.expire()
+    current = queue.claim(run)
+    with pytest.raises(StaleAttempt):
+        REPORTS[late](queue, run, stale)
+    assert queue.statuses(run) == {"train": "running"}
+    assert queue.finish(current) == "succeeded"
+    with pytest.raises(StaleAttempt):
+        REPORTS[late](queue, run, stale)
+    assert queue.status(run) == "succeeded"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -164,3 +165,20 @@ def test_gpus_are_counted_without_cuda(tmp_path: Path) -> None:
     assert gpus_here({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path) == ["1"]
     assert gpus_here({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == []
     assert gpus_here({}, tmp_path / "none") == []
+
+
+def test_a_stage_under_which_workers_died_gets_a_worker_for_itself() -> None:
+    devices, suspect = Devices(4), replace(stage(), alone=True)
+    ((_, one),) = devices.take(Feed([stage()])).lent
+    assert lent(devices.take(Feed([suspect, stage()]))) == []  # and nothing overtakes it
+    devices.give_back(one)
+    ((chosen, names),) = devices.take(Feed([suspect, stage()])).lent
+    assert (chosen.stage_id, names) == (suspect.stage_id, ("slot:0", "slot:1", "slot:2", "slot:3"))
+    assert lent(devices.take(Feed([stage()]))) == []
+
+
+def test_a_suspect_does_not_take_the_place_of_what_is_kept() -> None:
+    devices, wide, suspect = Devices(4), stage(slots=2), replace(stage(), alone=True)
+    devices.take(Feed([stage(slots=3)]))
+    taken = devices.take(Feed([wide, suspect, stage()]))
+    assert (lent(taken), taken.kept) == ([], wide)
