@@ -1,7 +1,7 @@
 """What a worker that starts finds of its dead predecessors on this host, and makes its own.
 
-A stage process that still lives goes on under us; one that ended meanwhile left its outcome, which is recorded; what is
-neither is lost, and its stage goes back to the queue at once. Who supervises what was found is the crew's business.
+A stage process that still lives goes on under us; one that has left no outcome is lost, and its stage goes back to the
+queue at once. Outcomes are `unfinished`'s, and who supervises what was found is the crew's business.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ class Adopted:
     """One attempt that is ours now."""
 
     task: Task
-    child: Child | None
-    """None where the process has ended and left an outcome."""
+    child: Child
     devices: tuple[str, ...]
     started_at: datetime
 
@@ -48,22 +47,22 @@ def adopt(deps: Deps, devices: Devices, run_id: UUID | None = None) -> Iterator[
         if not path.is_file():
             continue  # it worked in another home
         task = Task.read(path)
-        if child is None and _lives(orphan):
-            continue  # in another's hands, or out of everybody's: its lease decides
-        if child is None and task.read_outcome() is None:
-            _lose(orphan, deps)
-        elif (lent := _take(orphan, child, devices, deps)) is not None:
+        if child is None:
+            # Where it lives it is in another's hands, or out of everybody's: its lease decides.
+            if not _lives(orphan) and task.read_outcome() is None:
+                _lose(orphan, deps)
+        elif (lent := _take(orphan, devices, deps)) is not None:
             yield Adopted(task, child, lent, orphan.started_at)
-        elif child is not None:
+        else:
             child.kill()
             _lose(orphan, deps)
     for child in children.values():  # over in the store: nothing of theirs would be recorded
         child.kill()
 
 
-def _take(orphan: Orphan, child: Child | None, devices: Devices, deps: Deps) -> tuple[str, ...] | None:
+def _take(orphan: Orphan, devices: Devices, deps: Deps) -> tuple[str, ...] | None:
     """The devices that it has from now on; None where we have no room for it, or it is over."""
-    lent = devices.lend_again(orphan.devices if child is not None else ())
+    lent = devices.lend_again(orphan.devices)
     if lent is None:
         return None
     try:

@@ -19,6 +19,7 @@ from uuid import UUID
 from engine.clock import utc_now
 from engine.errors import ExitCode, Unreachable
 from engine.log import get_logger
+from engine.runtime import left_behind
 from engine.settings import Settings
 from engine.store import events, queue, workers
 from engine.store.processes import host_name, process_started
@@ -30,6 +31,7 @@ from workers.crew import Crew
 from workers.devices import Devices, gpus_here
 from workers.housekeeping import Housekeeping
 from workers.supervisor import Deps, Times
+from workers.unfinished import finish_left
 
 log = get_logger(__name__)
 
@@ -67,6 +69,7 @@ def run_worker(
         deps = Deps(settings, db, worker, children, times=times or Times())
         crew = Crew(deps, devices, queues, run_id, on_idle=signals.wake)
         try:
+            _quietly(lambda: _take_over(deps))  # before any of it is tried again
             _quietly(crew.adopt)
             return _work(deps, crew, signals, queues, run_id)
         finally:
@@ -113,6 +116,8 @@ def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_i
         str(deps.worker),
         lambda message: send(app, str(message.stage_id), message.queue, message.priority),
         crew.look,
+        lease_s=deps.times.lease_s,
+        deliver=lambda: _take_over(deps),
     )
     listener = Listener(app, queues, crew.look)
     housekeeping.start()
@@ -128,6 +133,12 @@ def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_i
     listener.stop(FAREWELL_S)
     housekeeping.stop(FAREWELL_S)
     return code
+
+
+def _take_over(deps: Deps) -> None:
+    """What dead workers and dead attempts of this host did not get to the store."""
+    finish_left(deps.settings, deps.db, deps.now)
+    left_behind.deliver_all(deps.settings.spool, deps.db)
 
 
 def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> int:

@@ -20,7 +20,7 @@ from typing import TypeVar
 from engine.clock import Clock, utc_now
 from engine.errors import DiskError, StaleAttempt, Unreachable
 from engine.log import get_logger
-from engine.runtime import autopsy
+from engine.runtime import autopsy, left_behind
 from engine.runtime.task import Task, log_tail
 from engine.settings import Settings
 from engine.store import queue, stages
@@ -93,17 +93,9 @@ def supervise(stage_id: StageId, devices: Sequence[str], deps: Deps) -> bool:
     return True
 
 
-def take_over(task: Task, child: Child | None, age_s: float, deps: Deps) -> None:
-    """Supervise to its end an attempt of a dead predecessor, which the store has made ours.
-
-    `child` is its process, begun `age_s` ago; None where it has ended and left an outcome behind.
-    """
-    told = task.read_outcome() if child is None else None
-
-    def run() -> Outcome:
-        return _run_child(task, deps, child, age_s) if told is None else told
-
-    _see_through(task, "stage taken over", run, deps)
+def take_over(task: Task, child: Child, age_s: float, deps: Deps) -> None:
+    """Supervise to its end an attempt of a dead predecessor, ours by now: `child`, begun `age_s` ago."""
+    _see_through(task, "stage taken over", lambda: _run_child(task, deps, child, age_s), deps)
 
 
 def _see_through(task: Task, beginning: str, run: Callable[[], Outcome], deps: Deps) -> None:
@@ -269,9 +261,10 @@ def _outcome(task: Task, status: int, reason: Reason | None, vigil: Vigil, *, ou
 
 
 def _finish(claimed: Claimed, outcome: Outcome, deps: Deps) -> str:
-    """Record the end, however long the database is away. Raises StaleAttempt."""
+    """Record the end, after all that the attempt reported, however long the database is away. Raises StaleAttempt."""
 
     def record() -> str:
+        left_behind.deliver_for(deps.settings.spool, deps.db, claimed)
         with deps.db.write() as session:
             return stages.finish(session, claimed, outcome, now=deps.now())
 

@@ -11,14 +11,12 @@ Which checkpoints to keep is for `shelf`, who may register one in SQL for the st
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,33 +26,11 @@ from safetensors.torch import load_file, save_file
 
 from engine.errors import DiskError, ResumeError
 from engine.runtime.context import Restored, SaveModel, State
+from engine.runtime.manifest import MANIFEST, VERSION, Manifest, measure, read_manifest, verify
 from engine.runtime.tree import flatten, unflatten
 
-VERSION = 1
-MANIFEST = "manifest.json"
 STATE, TENSORS = "state.json", "state.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint says about itself."""
-
-    step: int
-    labels: tuple[str, ...]
-    components: tuple[str, ...]
-    """Keys of the state and names of the models; all must be there to resume."""
-    sampled: int
-    """How many samples its attempt had reported before."""
-    files: Mapping[str, tuple[int, str]]
-    """Relative path: size in bytes, SHA-256."""
-    sha256: str
-    """Of the manifest file itself, and so of everything that it lists."""
-
-    @property
-    def bytes(self) -> int:
-        """Size of everything listed."""
-        return sum(size for size, _ in self.files.values())
 
 
 class Components(dict[str, Any]):
@@ -92,7 +68,7 @@ def write(
             for name, save in (models or {}).items():
                 (draft / name).mkdir()
                 save(draft / name)
-            files = {path: _measure(draft / path) for path in _files(draft)}
+            files = {path: measure(draft / path) for path in _files(draft)}
             text = json.dumps(
                 {
                     "version": VERSION,
@@ -114,34 +90,9 @@ def write(
     return read_manifest(directory)
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest alone, nothing verified. Raises ResumeError where it cannot be read."""
-    try:
-        raw = (directory / MANIFEST).read_bytes()
-        data = json.loads(raw)
-        if data["version"] != VERSION:
-            raise ResumeError(f"{directory} is a checkpoint of format {data['version']}, this rlx reads {VERSION}")
-        return Manifest(
-            step=data["step"],
-            labels=tuple(data["labels"]),
-            sampled=data["sampled"],
-            components=(*data["components"], *data["models"]),
-            files={path: (entry["bytes"], entry["sha256"]) for path, entry in data["files"].items()},
-            sha256=hashlib.sha256(raw).hexdigest(),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResumeError(f"{directory} has no readable {MANIFEST}: {error}") from error
-
-
 def read(directory: Path) -> Restored:
     """The checkpoint at `directory`, every file verified. Raises ResumeError for a damaged or incomplete one."""
-    manifest = read_manifest(directory)
-    for path, (size, digest) in manifest.files.items():
-        file = directory / path
-        if not file.is_file():
-            raise ResumeError(f"the checkpoint {directory} lacks {path}: resuming from it would lie")
-        if _measure(file) != (size, digest):
-            raise ResumeError(f"the checkpoint {directory} is damaged: {path} is not what its manifest says")
+    manifest = verify(directory)
     if missing := [path for path in (STATE, TENSORS) if path not in manifest.files]:
         raise ResumeError(f"the checkpoint {directory} lacks {missing[0]}: resuming from it would lie")
     try:
@@ -158,11 +109,6 @@ def read(directory: Path) -> Restored:
 
 def _files(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-
-
-def _measure(path: Path) -> tuple[int, str]:
-    with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _replace(draft: Path, directory: Path) -> None:

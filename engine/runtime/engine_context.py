@@ -2,13 +2,15 @@
 
 A checkpoint counts from the moment it is recorded in the store, and it is recorded only after everything that
 was reported before it: metrics, samples and evaluations. A stage that is killed at any instruction and goes on
-from its newest recorded checkpoint therefore loses no report, and repeats none.
+from its newest recorded checkpoint therefore loses no report, and repeats none. While the database is away the
+stage goes on: reports and checkpoints' records wait in the attempt's spool, in the same order.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -17,25 +19,34 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from sqlalchemy.orm import Session
 
 from engine.clock import Clock, utc_now
-from engine.errors import ResumeError
-from engine.runtime import checkpoint, shelf
-from engine.runtime.context import Evaluation, Functions, Restored, Sample, SaveModel, State
-from engine.runtime.delivery import Delivery, Report, Write
+from engine.errors import DiskError, ResumeError, Unreachable
+from engine.log import get_logger
+from engine.runtime import checkpoint, left_behind, shelf
+from engine.runtime.context import Evaluation, Functions, Restored, Sample, SaveModel, State, Stopped
+from engine.runtime.delivery import RETRY_S, Delivery, Hooks
+from engine.runtime.manifest import read_manifest
+from engine.runtime.reports import Checkpointed, Evaluated, Progressed, Reporter, Rewound, Sampled
 from engine.runtime.seeds import derive
 from engine.runtime.shelf import Kept, Shelf
-from engine.runtime.stopwatch import Stopwatch
+from engine.runtime.spool import Spool
+from engine.runtime.stopwatch import Readings, Stopwatch
 from engine.runtime.task import Task
 from engine.spec.secrets import resolve_secrets
-from engine.store import checkpoints, evaluations, samples, stages
+from engine.store import checkpoints, evaluations
 from engine.store.artifact_store import ArtifactStore
 from engine.store.metrics import MetricWriter
-from engine.store.session import Database, open_database
+from engine.store.session import Database
+from engine.store.stages import Resume
 
-DELIVER_WITHIN_S = 600.0
-"""How long a stage that is through waits for a database that is away."""
+log = get_logger(__name__)
+
+PATIENCE_S = 5.0
+"""How long a stage that is through waits for a database that does not answer, before it leaves its last reports to
+its supervisor, in the spool."""
+DISK_WITHIN_S = 600.0
+"""How long it waits where the disk takes them no more either."""
 
 
 class EngineContext:
@@ -47,23 +58,37 @@ class EngineContext:
         open_functions: Callable[[Mapping[str, Any]], Functions],
         stop: threading.Event,
         clock: Clock = utc_now,
+        *,
+        retry_s: float = RETRY_S,
     ) -> None:
         claimed = task.claimed
         self._task, self._claimed, self._stop, self._clock = task, claimed, stop, clock
-        self._open_functions = open_functions
-        self._delivery = Delivery(lambda: self._db, claimed.stage_id, claimed.number)
+        self._open_functions, self._retry_s = open_functions, retry_s
         self._shelf = Shelf(task.checkpoints, claimed.number)
         self._watch = Stopwatch(task.pulse)
         self._watch.start()
         self._sampled = 0
         self._rewound = claimed.number == 1
+        self._resume = claimed.resume
         self._own: Kept | None = None
+        self._recorded_step = -1
+        """Of this attempt's newest checkpoint that is in the store."""
+        self._readings: dict[int, Readings] = {}
+        """Of the stopwatch, at each checkpoint that waits to be recorded."""
         self.config: Mapping[str, Any] = MappingProxyType(resolve_secrets(dict(claimed.config), os.environ))
         self.extra: Mapping[str, Any] = MappingProxyType(dict(claimed.extra))
         self.seed = claimed.seed
         self.output_dir = task.output_dir
         self.device = "cuda" if task.gpus else "cpu"
         self.services: Mapping[str, Any] = MappingProxyType({})
+        self._spool = Spool.open(task.settings.spool, claimed.stage_id, claimed.number)
+        self._delivery = Delivery(
+            lambda: self._db,
+            Reporter(claimed.run_id, claimed.stage_id, claimed.number),
+            self._spool,
+            Hooks(self._deliver_metrics, self._recorded, self._keep_metrics, self._tidy_meanwhile),
+            retry_s=retry_s,
+        )
 
     @cached_property
     def rng(self) -> np.random.Generator:
@@ -99,47 +124,22 @@ class EngineContext:
     def progress(self, done: float, total: float, note: str = "") -> None:
         """Say how far the stage is; only the newest word counts."""
         self._watch.beat()
-        claimed, now = self._claimed, self._clock()
-        self._delivery.replace(
-            lambda session: stages.progress(
-                session, claimed.stage_id, claimed.number, done=done, total=total, note=note, now=now
-            )
-        )
+        self._delivery.replace(Progressed(done, total, note, self._clock()))
 
-    def sample(self, *samples_: Sample) -> None:
+    def sample(self, *samples: Sample) -> None:
         """Record samples."""
         self._watch.beat()
         self._rewind_to(None)
-        claimed, first = self._claimed, self._sampled
-        self._sampled += len(samples_)
-        self._put(
-            lambda session: samples.add(
-                session,
-                run_id=claimed.run_id,
-                stage_id=claimed.stage_id,
-                number=claimed.number,
-                first=first,
-                samples=samples_,
-            )
-        )
+        first = self._sampled
+        self._sampled += len(samples)
+        self._delivery.put(Sampled(first, samples))
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Record an evaluation. Raises DataError for one without finite scores."""
         self._watch.beat()
-        claimed, now = self._claimed, self._clock()
         # Here and not in the transaction, which may be the only one that the store allows at a time.
         interval = evaluations.bootstrap(evaluations.scores_of(evaluation))
-        self._put(
-            lambda session: evaluations.record(
-                session,
-                run_id=claimed.run_id,
-                stage_id=claimed.stage_id,
-                number=claimed.number,
-                evaluation=evaluation,
-                now=now,
-                interval=lambda _: interval,
-            )
-        )
+        self._delivery.put(Evaluated(evaluation, interval, self._clock()))
 
     def checkpoint(
         self,
@@ -155,35 +155,19 @@ class EngineContext:
         self._rewind_to(None)
         with self.spent("saving"):
             kept = self._shelf.save(step, state, models, labels, sampled=self._sampled)
-        readings = self._watch.read()
-        self._own, claimed, now = kept, self._claimed, self._clock()
-
-        def record(session: Session) -> None:
-            checkpoints.record(
-                session,
-                run_id=claimed.run_id,
-                stage_id=claimed.stage_id,
-                number=claimed.number,
-                step=step,
-                labels=labels,
-                uri=str(kept.path),
-                sha256=kept.manifest.sha256,
-                size=kept.manifest.bytes,
-                now=now,
-            )
-
-        def recorded() -> None:
-            self._watch.keep(readings)
-            self._tidy()
-
-        self._put(record, before=self._flush_metrics, after=recorded)
+        self._readings[step] = self._watch.read()
+        self._own, manifest = kept, kept.manifest
+        self._delivery.put(
+            Checkpointed(step, tuple(labels), str(kept.path), manifest.sha256, manifest.bytes, self._clock())
+        )
         return kept.path
 
     def restore(self) -> Restored | None:
         """The newest checkpoint that counts, or None. Raises ResumeError where it is damaged, or not to be found."""
         if self._own is not None:
             return checkpoint.read(self._own.path)
-        resume = self._claimed.resume
+        self._inherit()
+        resume = self._resume
         if resume is None:
             return None
         path = Path(resume.uri)
@@ -192,24 +176,33 @@ class EngineContext:
                 f"the checkpoint of step {resume.step} is not at {path}: every worker needs the same RLX_HOME, "
                 "on a file system that all of them see"
             )
-        manifest = checkpoint.read_manifest(path)
+        manifest = read_manifest(path)
         if manifest.sha256 != resume.sha256:
             raise ResumeError(f"{path} is not the checkpoint that was recorded: its manifest has changed")
         restored = checkpoint.read(path)
         self._rewind_to(Kept.at(path, manifest))
         return restored
 
-    def deliver(self) -> None:
-        """Return once everything reported so far is in the store. Raises what a delivery failed with."""
+    def deliver(self) -> bool:
+        """Return once everything reported so far is in the store, or, while the database is away, in the spool.
+
+        True where it is in the store. Raises what a delivery failed with, DiskError where neither takes it.
+        """
         with self.spent("waiting"):
-            self._delivery.drain(DELIVER_WITHIN_S)
+            delivered = self._delivery.settle(PATIENCE_S, within_s=DISK_WITHIN_S)
             if "_metrics" in self.__dict__:
-                self._metrics.close(patience_s=DELIVER_WITHIN_S)
+                delivered = self._close_metrics(PATIENCE_S if delivered else 0.0) and delivered
+        if not delivered:
+            log.warning(
+                "the database is away, the last reports wait on the disk", extra={"folder": str(self._spool.folder)}
+            )
+        return delivered
 
     def close(self) -> None:
-        """End what the context has started; what is not delivered by now never will be."""
+        """End what the context has started; what is in the spool stays there, for another process to deliver."""
         self._watch.stop()
-        self._delivery.close()
+        if self._delivery.close():
+            self._spool.close()
         if "functions" in self.__dict__:
             self.functions.close()
         if "_db" in self.__dict__:
@@ -217,37 +210,70 @@ class EngineContext:
 
     @cached_property
     def _db(self) -> Database:
-        return open_database(self._task.settings, create=False)
+        return Database(self._task.settings.database_url)  # connects when it must: the stage may begin in an outage
 
     @cached_property
     def _metrics(self) -> MetricWriter:
         claimed = self._claimed
-        return MetricWriter(self._db, claimed.run_id, claimed.stage_id, claimed.number, self._task.settings.spool)
+        return MetricWriter(self._db, claimed.run_id, claimed.stage_id, claimed.number, self._spool.folder)
 
-    def _put(
-        self, write: Write, *, before: Callable[[], None] | None = None, after: Callable[[], None] | None = None
-    ) -> None:
-        self._delivery.put(Report(write, before, after))
+    def _deliver_metrics(self) -> None:
+        """All metrics logged so far into the store: in the spool alone they would not be behind a checkpoint."""
+        try:
+            self._keep_metrics()
+        except DiskError as error:
+            raise Unreachable(f"metrics wait in memory: {error}") from error
+        if "_metrics" in self.__dict__ and self._metrics.spooled:
+            raise Unreachable("metrics wait in the spool")
 
-    def _flush_metrics(self) -> None:
+    def _keep_metrics(self) -> None:
+        """All metrics logged so far into the store or the spool. Raises DiskError."""
         if "_metrics" in self.__dict__:
             self._metrics.flush()
+
+    def _close_metrics(self, patience_s: float) -> bool:
+        deadline = time.monotonic() + DISK_WITHIN_S
+        while True:
+            try:
+                return self._metrics.close(patience_s=patience_s)
+            except DiskError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(self._retry_s)
+
+    def _inherit(self) -> None:
+        """Take over what the attempt before left in its spool here, and with it what we resume from."""
+        claimed, spool = self._claimed, self._task.settings.spool
+        while not self._rewound:
+            try:
+                if left_behind.inherit(spool, self._db, claimed):
+                    with self._db.read() as session:
+                        rows = checkpoints.of_stage(session, claimed.stage_id)
+                    self._resume = Resume(rows[-1].step, rows[-1].uri, rows[-1].sha256) if rows else None
+                return
+            except Unreachable as error:
+                # Half taken over is worse than late: what we resume from must be what the store knows.
+                log.warning("the database is away, the stage waits to resume", extra={"error": str(error)})
+                if self._stop.wait(self._retry_s):
+                    raise Stopped from error
 
     def _rewind_to(self, kept: Kept | None) -> None:
         """Once, before this attempt's first report: strike out the samples that it is going to make again."""
         if self._rewound:
             return
         self._rewound = True
-        claimed = self._claimed
-        attempt, sampled = (0, 0) if kept is None else (kept.attempt, kept.manifest.sampled)
-        self._put(
-            lambda session: samples.rewind(
-                session, stage_id=claimed.stage_id, number=claimed.number, attempt=attempt, sampled=sampled
-            )
-        )
+        if kept is None:  # what the attempt before left is reported again, from the beginning
+            left_behind.drop(self._task.settings.spool, self._claimed.stage_id, self._claimed.number - 1)
+        self._delivery.put(Rewound(0, 0) if kept is None else Rewound(kept.attempt, kept.manifest.sampled))
+
+    def _recorded(self) -> None:
+        """A checkpoint is in the store. Called by the delivering thread."""
+        self._tidy()
+        for step in sorted(step for step in list(self._readings) if step <= self._recorded_step):
+            self._watch.keep(self._readings.pop(step))
 
     def _tidy(self) -> None:
-        """Let go of what retention does not keep. Called once a checkpoint is recorded, by the delivering thread."""
+        """Let go of what retention does not keep. Called once a checkpoint is recorded."""
         claimed = self._claimed
         with self._db.write() as session:
             rows = checkpoints.of_stage(session, claimed.stage_id)
@@ -256,8 +282,22 @@ class EngineContext:
                 session, stage_id=claimed.stage_id, number=claimed.number, steps=[row.step for row in surplus]
             )
             wanted = {row.uri for row in rows} - {row.uri for row in surplus}
-            newest = rows[-1].step
+            newest = rows[-1].step if rows else -1
+        self._recorded_step = max([row.step for row in rows if row.attempt == claimed.number], default=-1)
         for kept in self._shelf.all():
             waits = kept.attempt == claimed.number and kept.manifest.step > newest
             if str(kept.path) not in wanted and not waits:
+                shelf.remove(kept)
+
+    def _tidy_meanwhile(self) -> None:
+        """While the database is away: of the checkpoints that wait to be recorded, keep what retention would keep.
+
+        And the first of them, which the store may have recorded without our hearing of it.
+        """
+        own = [kept for kept in self._shelf.all() if kept.attempt == self._claimed.number]
+        waiting = [kept for kept in own if kept.manifest.step > self._recorded_step]
+        bearers = {label: kept.path for kept in waiting for label in kept.manifest.labels}
+        wanted = {kept.path for kept in [*waiting[:1], *waiting[-2:]]} | set(bearers.values())
+        for kept in waiting:
+            if kept.path not in wanted:
                 shelf.remove(kept)

@@ -22,6 +22,7 @@ from engine.settings import Settings
 from engine.store import garbage
 from engine.store.artifact_sweep import measure, remove
 from engine.store.removal import Belongings
+from engine.store.session import Database
 from engine.store.tables import Attempt, Checkpoint, Run, Stage
 from engine.store.transitions import ENDED, AttemptStatus
 
@@ -37,15 +38,16 @@ class Leftover:
     modified: datetime
 
 
-def leftovers(session: Session, settings: Settings, before: datetime) -> list[Leftover]:
+def leftovers(db: Database, settings: Settings, before: datetime) -> list[Leftover]:
     """What may go from this home: nothing in it was changed at `before` or later."""
-    found = [
-        *_work(session, settings.work),
-        *_checkpoints(session, settings.checkpoints),
-        *_logs(session, settings.logs),
-        *_spool(session, settings.spool),
-        *_fetched(session, settings.home / "cache"),
-    ]
+    with db.read() as session:
+        found = [
+            *_work(session, settings.work),
+            *_checkpoints(session, settings.checkpoints, settings.spool),
+            *_logs(session, settings.logs),
+            *_spool(session, settings.spool),
+            *_fetched(session, settings.home / "cache"),
+        ]
     measured = [Leftover(kind, path, why, *measure(path)) for kind, path, why in found]
     return [one for one in measured if one.modified < before]
 
@@ -56,7 +58,7 @@ def remove_files(owned: Belongings, settings: Settings) -> None:
     places = [shelves / shelf_name(name, stage_id) for stage_id, name in owned.stages]
     places += [settings.work / str(attempt) for attempt in owned.attempts]
     for stage_id, _ in owned.stages:
-        places += _entries(settings.spool, f"{stage_id}.*")
+        places += _entries(settings.spool, f"{stage_id.hex}-*")
     places += [Path(uri) for uri in owned.checkpoints if uri.startswith("/")]
     for path in (*places, settings.logs / owned.handle):
         remove(path)
@@ -75,16 +77,16 @@ def _work(session: Session, folder: Path) -> Found:
             yield "work", path, "its attempt has ended"
 
 
-def _checkpoints(session: Session, folder: Path) -> Found:
+def _checkpoints(session: Session, folder: Path, spool: Path) -> Found:
     for shelves in _entries(folder):
         run = session.execute(select(Run.id, Run.status).where(Run.handle == shelves.name)).one_or_none()
         if run is None:
             yield "checkpoint", shelves, "no run is called so"
         elif run.status in ENDED[Run]:
-            yield from _shelves(session, run.id, shelves)
+            yield from _shelves(session, run.id, shelves, spool)
 
 
-def _shelves(session: Session, run_id: UUID, folder: Path) -> Found:
+def _shelves(session: Session, run_id: UUID, folder: Path, spool: Path) -> Found:
     rows = session.execute(select(Stage.id, Stage.name).where(Stage.run_id == run_id))
     stages = {shelf_name(row.name, row.id): row.id for row in rows}
     uris = session.scalars(select(Checkpoint.uri).where(Checkpoint.run_id == run_id)).all()
@@ -95,10 +97,12 @@ def _shelves(session: Session, run_id: UUID, folder: Path) -> Found:
             if not any(f"/{folder.name}/{shelf.name}" in uri for uri in uris):
                 yield "checkpoint", shelf, "its run has no such stage"
             continue
+        # What is still to be delivered may record one of them.
+        spooled = not all(_delivered(path) for path in _entries(spool, f"{stages[shelf.name].hex}-*"))
         for path in _entries(shelf, "attempt-*/*"):
             if path.name.startswith("."):
                 yield "draft", path, "never finished, or half removed"
-            elif path.parts[-3:] not in recorded:
+            elif path.parts[-3:] not in recorded and not spooled:
                 yield "checkpoint", path, "it is not recorded"
 
 
@@ -110,7 +114,7 @@ def _logs(session: Session, folder: Path) -> Found:
 
 def _spool(session: Session, folder: Path) -> Found:
     for path in _entries(folder):
-        stage_id = _uuid(path.name.partition(".")[0])
+        stage_id = _uuid(path.name.rpartition("-")[0])
         if stage_id is None:
             continue
         status = session.scalar(select(Stage.status).where(Stage.id == stage_id))
@@ -121,13 +125,8 @@ def _spool(session: Session, folder: Path) -> Found:
 
 
 def _delivered(path: Path) -> bool:
-    """Whether nothing in a spool, or beside one, is still to be delivered: see `metric_spool`."""
-    if path.suffix == ".delivered":
-        return not path.with_suffix("").exists()
-    try:
-        return int(path.with_name(f"{path.name}.delivered").read_text()) >= path.stat().st_size
-    except (FileNotFoundError, ValueError):
-        return False
+    """Whether nothing in an attempt's spool is still to be delivered: see `spool` and `metric_spool`."""
+    return all(file.suffix == ".delivered" for file in _entries(path))
 
 
 def _fetched(session: Session, folder: Path) -> Found:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.runtime import checkpoint
-from engine.runtime.checkpoint import Manifest
 from engine.runtime.context import SaveModel, State
+from engine.runtime.manifest import Manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Shelf:
     def all(self) -> list[Kept]:
         """Every complete checkpoint of any attempt, oldest first; drafts that a crash left do not count."""
         paths = self._root.glob("attempt-*/step-*")
-        found = [Kept.at(path, checkpoint.read_manifest(path)) for path in paths]
+        found = [Kept.at(path, read_manifest(path)) for path in paths]
         return sorted(found, key=lambda kept: kept.order)
 
     def newest(self) -> Kept | None:

@@ -54,11 +54,12 @@ def look(db: Database, settings: Settings, limits: Limits, *, now: datetime, gra
         items = [_artifact(db, one, before) for one in garbage.unneeded(session, before)]
         checkpoints, notes = _checkpoints(db, session, limits, now)
         items += checkpoints
-        if session.scalar(select(Run.id).limit(1)) is None:
-            # It may be another database's home: where nothing is known, everything would look like a leftover.
-            return Found(tuple(items), (*notes, "this database has no run: files are left alone, whosever they are"))
-        items += _orphans(session, settings.artifact_url, before)
-        items += [_leftover(one) for one in leftovers.leftovers(session, settings, before)]
+        empty = session.scalar(select(Run.id).limit(1)) is None
+    if empty:
+        # It may be another database's home: where nothing is known, everything would look like a leftover.
+        return Found(tuple(items), (*notes, "this database has no run: files are left alone, whosever they are"))
+    items += _orphans(db, settings.artifact_url, before)
+    items += [_leftover(one) for one in leftovers.leftovers(db, settings, before)]
     return Found(tuple(items), notes)
 
 
@@ -81,10 +82,11 @@ def _artifact(db: Database, one: Unneeded, before: datetime) -> Item:
     return Item("artifact", one.sha256[:12], f"{one.kind}, no run has it", one.bytes, one.created_at, remove)
 
 
-def _orphans(session: Session, url: str, before: datetime) -> Iterator[Item]:
+def _orphans(db: Database, url: str, before: datetime) -> Iterator[Item]:
     """Files in the artifact store that no row knows: a removal was cut off, or an attempt died."""
     stored = [one for one in artifact_sweep.contents(url) if one.modified < before]
-    known = garbage.known(session, {one.name[:64] for one in stored if one.whole})
+    with db.read() as session:  # after the files were listed: a row that was made since is seen
+        known = garbage.known(session, {one.name[:64] for one in stored if one.whole})
     for one in stored:
         if one.name not in known:
             why = "no row knows it" if one.whole else "never finished, or half removed"

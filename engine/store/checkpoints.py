@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from engine.errors import NotFound
-from engine.store.stages import fenced
+from engine.store.stages import Fence, fenced
 from engine.store.tables import Checkpoint, Run, RunId, Stage, StageId
 from engine.store.upsert import insert
 
@@ -28,12 +28,13 @@ def record(
     sha256: str,
     size: int,
     now: datetime,
+    fence: Fence = fenced,
 ) -> None:
     """Enter a complete checkpoint of attempt `number`; the labels it claims leave the stage's other checkpoints.
 
     A step that is recorded again replaces the earlier row. Raises StaleAttempt.
     """
-    fenced(session, stage_id, number)
+    fence(session, stage_id, number)
     for other in session.scalars(select(Checkpoint).where(Checkpoint.stage_id == stage_id, Checkpoint.step != step)):
         kept = [label for label in other.labels if label not in labels]
         if kept != other.labels:

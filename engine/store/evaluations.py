@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from engine.errors import DataError
-from engine.store.stages import fenced
+from engine.store.stages import Fence, fenced
 from engine.store.tables import Evaluation, RunId, StageId
 from engine.store.upsert import insert
 from engine.store.values import storable_json
@@ -88,6 +88,7 @@ def record(
     evaluation: NewEvaluation,
     now: datetime,
     interval: Interval = bootstrap,
+    fence: Fence = fenced,
 ) -> None:
     """Store an evaluation by attempt `number`; the same one made again, after a resume, replaces the earlier.
 
@@ -95,7 +96,7 @@ def record(
     """
     scores = scores_of(evaluation)
     low, high = interval(scores)
-    fenced(session, stage_id, number)
+    fence(session, stage_id, number)
     values = {
         "mean": math.fsum(math.fsum(one) / len(one) for one in scores) / len(scores),
         "count": sum(len(one) for one in scores),

@@ -24,7 +24,7 @@ from engine.store.metric_buckets import Standing, keep_up, standings
 from engine.store.metric_spool import MetricSpool, Point
 from engine.store.metric_upsert import Steps, give_way, upsert
 from engine.store.session import Database
-from engine.store.stages import fenced
+from engine.store.stages import Fence, fenced
 from engine.store.tables import RunId, Series, StageId
 from engine.store.upsert import insert
 from engine.store.values import storable_text
@@ -48,6 +48,7 @@ class MetricWriter:
     """Writes the metrics of one attempt. `log` from one thread or many; `flush` and `close` when it matters.
 
     A step that is logged again replaces the earlier point, so that nothing is there twice after a resume.
+    `hold` is the fence behind which each transaction writes.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class MetricWriter:
         spool_dir: Path,
         *,
         flush_s: float = FLUSH_S,
+        hold: Fence = fenced,
     ) -> None:
         self._db, self._run_id, self._stage_id, self._fence = db, run_id, stage_id, fence
         self._pending: deque[Entry] = deque()
@@ -72,6 +74,7 @@ class MetricWriter:
         self._wake = threading.Event()
         self._closing = False
         self._flush_s = flush_s
+        self._hold = hold
         self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
         self._thread.start()
 
@@ -190,7 +193,7 @@ class MetricWriter:
         """One batch in one transaction. False where the database is away or the attempt is stale."""
         try:
             with self._db.write() as session:
-                fenced(session, self._stage_id, self._fence)
+                self._hold(session, self._stage_id, self._fence)
                 self._intern(session, points)
                 give_way()
                 upsert(session, ((self._series[key].id, steps) for key, steps in points.items()))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from engine.store.stages import fenced
+from engine.store.stages import Fence, fenced
 from engine.store.tables import RunId, Sample, StageId
 from engine.store.upsert import insert
 from engine.store.values import finite, storable_json, storable_text
@@ -34,13 +34,20 @@ class NewSample(Protocol):
 
 
 def add(
-    session: Session, *, run_id: RunId, stage_id: StageId, number: int, first: int, samples: Sequence[NewSample]
+    session: Session,
+    *,
+    run_id: RunId,
+    stage_id: StageId,
+    number: int,
+    first: int,
+    samples: Sequence[NewSample],
+    fence: Fence = fenced,
 ) -> None:
     """Store samples of attempt `number`; the attempt counts them, and `first` is the count of the first of these.
 
     Samples that were stored already are left alone. Raises StaleAttempt.
     """
-    fenced(session, stage_id, number)
+    fence(session, stage_id, number)
     if not samples:
         return
     rows = [
@@ -62,13 +69,15 @@ def add(
     session.execute(insert(session, Sample).on_conflict_do_nothing(), rows)
 
 
-def rewind(session: Session, *, stage_id: StageId, number: int, attempt: int, sampled: int) -> int:
+def rewind(
+    session: Session, *, stage_id: StageId, number: int, attempt: int, sampled: int, fence: Fence = fenced
+) -> int:
     """Delete what earlier attempts sampled after the point to which attempt `number` has gone back; how many.
 
     That point is a checkpoint of `attempt` (0: the very beginning), written after its first `sampled` samples.
     What came later will be sampled again, and must not be there twice. Raises StaleAttempt.
     """
-    fenced(session, stage_id, number)
+    fence(session, stage_id, number)
     later = (Sample.attempt > attempt) | ((Sample.attempt == attempt) & (Sample.sequence >= sampled))
     doomed = (Sample.stage_id == stage_id) & (Sample.attempt < number) & later
     count = session.scalar(select(func.count()).select_from(Sample).where(doomed)) or 0

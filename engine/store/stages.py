@@ -5,7 +5,7 @@ How an attempt ends is `outcomes`' (its verbs are handed on here); what follows 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -30,6 +30,7 @@ from engine.store.values import storable_json, storable_text
 __all__ = [
     "Claimed",
     "Expired",
+    "Fence",
     "Outcome",
     "Resume",
     "Signal",
@@ -40,7 +41,9 @@ __all__ = [
     "finish",
     "for_run",
     "heartbeat",
+    "held",
     "lose",
+    "newest",
     "progress",
     "start",
 ]
@@ -284,12 +287,28 @@ def fenced(session: Session, stage_id: StageId, number: int) -> None:
         raise _stale(number)
 
 
-_FENCE = (
+def newest(session: Session, stage_id: StageId, number: int) -> None:
+    """Hold, until this transaction ends, that no attempt after `number` has begun; StaleAttempt where one has.
+
+    For what a dead attempt left on its disk: it may be over, but nobody has begun to report the same again.
+    """
+    if session.execute(_NEWEST, {"stage": stage_id, "attempt": number}).one_or_none() is None:
+        raise _stale(number)
+
+
+def held(session: Session, stage_id: StageId, number: int) -> None:
+    """This transaction holds its fence already: for who writes many things behind one."""
+
+
+Fence = Callable[[Session, StageId, int], None]
+"""`fenced`, `newest` or `held`."""
+
+_NEWEST = (
     select(Stage.attempt)
     .where(Stage.id == bindparam("stage"), Stage.attempt == bindparam("attempt"))
-    .where(Stage.status == StageStatus.RUNNING)
     .with_for_update(read=True)
 )
+_FENCE = _NEWEST.where(Stage.status == StageStatus.RUNNING)
 
 
 def _stale(number: int) -> StaleAttempt:

@@ -31,7 +31,8 @@ def add(ctx: StageContext) -> None:
 def count(ctx: StageContext) -> None:
     """Count to `extra.steps` with random increments; reports and a checkpoint at every step, reports after it too.
 
-    Waits after the checkpoint of step `extra.pause_at` for the file `extra.gate`: a test acts on the stage meanwhile.
+    Waits after the checkpoint of step `extra.pause_at` for the file `extra.gate`, and after that of
+    `extra.pause_again_at` for the same with the suffix `.again`: a test acts on the stage meanwhile.
     """
     steps, rng, total, done = int(ctx.extra["steps"]), np.random.default_rng(ctx.seed), 0.0, 0
     restored = ctx.restore()
@@ -44,6 +45,9 @@ def count(ctx: StageContext) -> None:
         if done == ctx.extra.get("pause_at"):
             Path(ctx.extra["gate"]).with_suffix(".reached").write_text(str(os.getpid()))
             while not Path(ctx.extra["gate"]).exists() and not ctx.should_stop:
+                time.sleep(0.01)
+        if done == ctx.extra.get("pause_again_at"):
+            while not Path(ctx.extra["gate"]).with_suffix(".again").exists() and not ctx.should_stop:
                 time.sleep(0.01)
         if ctx.should_stop:
             raise Stopped

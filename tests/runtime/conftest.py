@@ -29,8 +29,9 @@ def claim(db: Database, settings: Settings) -> Callable[..., Task]:
                 session, name="w", host="h", pid=1, pid_started=None, queues=["default"], slots=1, now=NOW
             )
             if after is None:
+                submission = runs.Submission(source="", resolved={}, max_attempts=1000)
                 stage = Stage("train", "test.kind", fields.pop("entry", "nowhere:nothing"), (), **fields)
-                run = runs.submit(session, Plan("test", 7, (stage,)), runs.Submission(source="", resolved={}), now=NOW)
+                run = runs.submit(session, Plan("test", 7, (stage,)), submission, now=NOW)
                 stage_id = stages.for_run(session, run.id)[0].id
             else:
                 stage_id = after.claimed.stage_id

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import DataError, ResumeError, SpecError, StaleAttempt
-from engine.runtime import checkpoint
+from engine.runtime import checkpoint, left_behind
 from engine.runtime.context import Evaluation, Functions, ItemScore, Sample, StageContext
 from engine.runtime.engine_context import EngineContext
 from engine.runtime.task import Task
@@ -21,6 +21,13 @@ from engine.store.session import Database
 
 def no_functions(config: object) -> Functions:
     raise SpecError("none here")
+
+
+@pytest.fixture(autouse=True)
+def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        left_behind, "WAIT_S", 0.0
+    )  # for attempts that live on beside their successors, as some here do
 
 
 def context(task: Task) -> EngineContext:

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import select
 
 from engine.runtime import leftovers, sweep
+from engine.runtime.spool import folder_of
 from engine.runtime.sweep import Found
 from engine.runtime.task import Task
 from engine.settings import Settings
@@ -89,8 +90,12 @@ def busy(queue: Queue, home: Settings) -> tuple[Run, Claimed]:
     write(task.checkpoints / "attempt-1" / ".step-2.0a1b2c3d" / "state.json")
     checkpoint(queue, home, claimed, 1, "latest")
     checkpoint(queue, home, claimed, 2, record=False)  # it is about to be recorded
-    MetricSpool(home.spool, claimed.stage_id).append({"loss": {1: (0.5, 0.0)}})
+    MetricSpool(spool(home, claimed), claimed.stage_id).append({"loss": {1: (0.5, 0.0)}})
     return run, claimed
+
+
+def spool(home: Settings, claimed: Claimed) -> Path:
+    return folder_of(home.spool, claimed.stage_id, claimed.number)
 
 
 def files(home: Settings) -> set[Path]:
@@ -116,7 +121,8 @@ def test_leftovers_go_and_all_else_stays(queue: Queue, home: Settings) -> None:
     run, claimed = busy(queue, home)
     queue.finish(claimed, Outcome.stopped())
     queue.stop(run)
-    needed = files(home) - {path for path in files(home) if ".step-2" in str(path) or "step-2" in str(path)}
+    (spool(home, claimed) / f"{claimed.stage_id}.metrics").unlink()
+    needed = files(home) - {path for path in files(home) if "step-2" in str(path)}
     needed -= set(Task(claimed, home).work.rglob("*"))
     unknown = str(uuid4())
     left = {
@@ -125,8 +131,8 @@ def test_leftovers_go_and_all_else_stays(queue: Queue, home: Settings) -> None:
         write(home.checkpoints / run.handle / "train-00000000" / "attempt-1" / "step-1" / "state.json"),
         write(Task(claimed, home).checkpoints / "attempt-1" / ".step-9.gone" / "state.json"),
         write(home.logs / "nobody-1" / "train-1.log"),
-        write(home.spool / f"{unknown}.metrics"),
-        write(home.spool / f"{claimed.stage_id}.metrics.delivered.delivered", "0"),
+        write(home.spool / f"{unknown}-1" / "reports.jsonl"),
+        write(spool(home, claimed) / f"{claimed.stage_id}.metrics.delivered", "0"),
         write(home.home / "cache" / "ab" / ("ab" * 32) / "a"),
         write(home.home / "cache" / "incoming-1" / "a"),
         write(Path(home.artifact_url) / "ab" / ("ab" * 32) / "a"),
@@ -146,10 +152,21 @@ def test_an_undelivered_spool_is_kept_and_a_delivered_one_is_not(queue: Queue, h
     queue.finish(claimed)
     queue.clock.advance(2 * DAY)
     assert not [item for item in look(queue, home).items if item.kind == "spool"]
-    file = home.spool / f"{claimed.stage_id}.metrics"
-    write(home.spool / f"{claimed.stage_id}.metrics.delivered", str(file.stat().st_size))
+    (spool(home, claimed) / f"{claimed.stage_id}.metrics").unlink()
+    write(spool(home, claimed) / f"{claimed.stage_id}.metrics.delivered", "0")
     queue.clock.advance(2 * DAY)
     assert [item.why for item in look(queue, home).items if item.kind == "spool"] == ["delivered"]
+
+
+def test_a_checkpoint_whose_record_may_be_in_the_spool_is_kept(queue: Queue, home: Settings) -> None:
+    _, claimed = busy(queue, home)
+    queue.finish(claimed)
+    queue.clock.advance(2 * DAY)
+    assert not [item for item in look(queue, home).items if item.kind == "checkpoint"]
+    (spool(home, claimed) / f"{claimed.stage_id}.metrics").unlink()
+    found = [(item.kind, item.name.rpartition("/")[2]) for item in look(queue, home).items]
+    found = [(kind, name) for kind, name in found if kind not in ("work", "spool")]
+    assert sorted(found) == [("checkpoint", "step-2"), ("draft", ".step-2.0a1b2c3d")]
 
 
 def test_checkpoints_go_by_the_limits_with_their_files(queue: Queue, home: Settings) -> None:
@@ -216,6 +233,7 @@ def test_a_gc_that_is_killed_between_sql_and_files_is_finished_by_the_next(queue
     queue.finish(claimed)
     with queue.db.read() as session:
         rows = {row.step: row.uri for row in session.scalars(select(Checkpoint))}
+    (spool(home, claimed) / f"{claimed.stage_id}.metrics").unlink()
     queue.clock.advance(2 * DAY)
     (item, *_) = look(queue, home, Limits(keep=1)).items
     pid = os.fork()

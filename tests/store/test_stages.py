@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
 from engine.errors import Refused, StaleAttempt
-from engine.store import checkpoints, runs, stages
+from engine.store import checkpoints, runs, samples, stages
 from engine.store.session import Database
 from engine.store.stages import Claimed, Resume, Signal
 from engine.store.tables import Lease, StageId
+from tests.store.test_records import Text
 from tests.store.walk import Clock, Queue
 
 
@@ -176,3 +179,59 @@ def test_a_second_attempt_is_told_of_the_newest_checkpoint(queue: Queue, clock: 
     clock.advance(16)
     queue.expire()
     assert queue.claim(run).resume == Resume(20, "/c/20", "0" * 64)
+
+
+def test_a_dead_attempt_is_the_newest_until_another_has_begun(db: Database, queue: Queue, clock: Clock) -> None:
+    run = queue.submit()
+    first = queue.claim(run)
+
+    def newest(number: int) -> None:
+        with db.write() as session:
+            stages.newest(session, first.stage_id, number)
+
+    newest(1)
+    clock.advance(20)
+    queue.expire()
+    newest(1)  # lost, but nobody reports the same again yet
+    with pytest.raises(StaleAttempt), db.write() as session:
+        stages.fenced(session, first.stage_id, 1)
+    second = queue.claim(run)
+    for number in (1, 3):
+        with pytest.raises(StaleAttempt):
+            newest(number)
+    queue.finish(second)
+    newest(2)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("db", ["postgres"], indirect=True)
+def test_nobody_begins_a_newer_attempt_while_what_a_dead_one_left_is_written(
+    db: Database, queue: Queue, clock: Clock
+) -> None:
+    run = queue.submit()
+    first = queue.claim(run)
+    clock.advance(20)
+    queue.expire()
+    claiming = threading.Thread(target=lambda: queue.claim(run))
+    with db.write() as session:
+        stages.newest(session, first.stage_id, 1)
+        claiming.start()
+        deadline = time.monotonic() + 60
+        while not session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+            assert time.monotonic() < deadline, "it did not wait for us"
+        # What we write refers to the run, whose row the claim has locked: neither may wait for the other.
+        _sample(session, first)
+    claiming.join(60)
+    assert [stage.attempt for stage in queue.stages(run)] == [2]
+
+
+def _sample(session: Session, claimed: Claimed) -> None:
+    samples.add(
+        session,
+        run_id=claimed.run_id,
+        stage_id=claimed.stage_id,
+        number=claimed.number,
+        first=0,
+        samples=[Text(0, "left behind")],
+        fence=stages.held,
+    )
