@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from engine.errors import NotFound
-from engine.store import handles, listing, runs, specs, spent, stages
+from engine.store import certificates, handles, listing, runs, specs, spent, stages
 from engine.store.listing import SCORE, RunSummary
 from engine.store.spent import Timed, Times
 from engine.store.tables import Attempt, Evaluation, Run, RunId, Stage, StageId, StageInput
@@ -256,6 +256,12 @@ def stages_of(session: Session, run_id: RunId) -> list[StageRow]:
 def times(rows: Sequence[StageRow]) -> Times:
     """Where the time of a run's attempts went, in seconds; what was done twice counts twice."""
     return spent.added(row.times for row in rows)
+
+
+def certificate(session: Session, run: RunDetail) -> str | None:
+    """What `rlx verify-resume` found out about the run's method, in a line; None where nobody asked it."""
+    found = certificates.for_run(session, run.id, method=run.method, code=run.code)
+    return None if found is None else certificates.in_words(found, run.code)
 
 
 def progress(rows: Sequence[StageRow]) -> float:

@@ -205,8 +205,12 @@ class Children:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 # One thread, and no CUDA context from merely asking whether there is a GPU: both would spoil the fork.
+                # Sets of texts have one order in every worker: PEFT writes one into each adapter's config.
                 env=python_environment(
-                    OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTORCH_NVML_BASED_CUDA_CHECK="1"
+                    OPENBLAS_NUM_THREADS="1",
+                    TOKENIZERS_PARALLELISM="false",
+                    PYTORCH_NVML_BASED_CUDA_CHECK="1",
+                    PYTHONHASHSEED="0",
                 ),
                 start_new_session=True,  # Ctrl-C is for the worker
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from uuid import UUID
 
 from engine.clock import utc_now
@@ -61,11 +62,16 @@ def _alive(db: Database) -> list[Worker]:
 
 
 def start_worker(
-    settings: Settings, run_id: UUID | None = None, *, queues: Sequence[str] = ("default",)
+    settings: Settings,
+    run_id: UUID | None = None,
+    *,
+    queues: Sequence[str] = ("default",),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
     """A worker process of these settings; with `run_id` it serves that run alone, and leaves when the run is over.
 
     It has a session of its own, so that Ctrl-C in our terminal is ours to handle; its log is HOME/logs/worker.log.
+    `environment` is added to ours.
     """
     from workers.children import python_environment
 
@@ -79,6 +85,6 @@ def start_worker(
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=log_file,
-            env=python_environment() | settings.environment(),
+            env=python_environment() | settings.environment() | dict(environment),
             start_new_session=True,
         )

@@ -78,12 +78,15 @@ def standing(handle: str) -> RunDetail:
         run = queries.run(session, handle)
         stages = queries.stages_of(session, run.id)
         evaluations = evidence.evaluations_of(session, run.id)
+        certificate = queries.certificate(session, run)
     cost, means = evidence.costs(evaluations), [row.mean for row in evidence.leading(evaluations)]
     now = parts.now()
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         parts.status_badge(run.status)
         parts.tag_badges([*run.tags, *(["tiny"] if run.tiny else [])])
         st.caption(wording.plain(_summary(run)), width="content")
+    if certificate is not None:
+        st.caption(wording.plain(certificate))
     if run.notes:
         parts.said(run.notes)
     remaining = next((left for stage in stages if (left := stage.remaining(now)) is not None), None)

@@ -30,6 +30,7 @@ from engine.cli import (
     samples,
     specs,
     submitting,
+    verifying,
     worker,
 )
 from engine.cli.quick import QuickGroup
@@ -46,7 +47,7 @@ app = typer.Typer(
     epilog="A handle is a run's name (best-lang-1), a unique prefix of it, or @last.",
 )
 # In the order in which one meets them.
-for module in (authoring, submitting, reading, logs, samples, control, evaluating, comparing):
+for module in (authoring, submitting, reading, logs, samples, control, evaluating, comparing, verifying):
     module.register(app)
 for module in (specs, worker, queue, collecting, database, doctor, dashboard):
     module.register(app)

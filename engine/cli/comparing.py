@@ -32,7 +32,7 @@ def compare(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same comparison as JSON.")] = False,
 ) -> None:
-    """Compare run B with run A: what differs, and which is better.
+    """Compare run B with A: what differs, and which is better.
 
     Spec, code, packages and hardware; scores with intervals, a paired test, costs to a threshold.
     """

@@ -115,7 +115,7 @@ def foreground(db: Database, run_id: RunId, handle: str, worker: subprocess.Pope
     """
     reporter = reporter_for(time.monotonic)
     # `timeout`, or a scheduler: the run must not go on behind its back.
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
 
     def lost() -> str | None:
         code = None if worker is None else worker.poll()
@@ -154,7 +154,8 @@ def foreground(db: Database, run_id: RunId, handle: str, worker: subprocess.Pope
         reporter.close()
 
 
-def _interrupt(number: int, frame: object) -> None:
+def interrupt(number: int, frame: object) -> None:
+    """A handler that makes a signal the Ctrl-C that it stands for."""
     raise KeyboardInterrupt
 
 

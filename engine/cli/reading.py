@@ -90,6 +90,7 @@ def show(
         checkpoints = rows.checkpoint_rows(session, run)
         events = rows.event_rows(session, run)
         run_id = RunId(run.id)
+        certificate = rows.certificate(session, run)
         last = {key: metrics.last(session, [run_id], key).get(run_id) for key in metrics.keys(session, run_id)}
     failure = rows.failure(stages, events)
     if as_json:
@@ -103,6 +104,7 @@ def show(
                 "evaluations": evaluations,
                 "metrics": last,
                 "checkpoints": checkpoints,
+                "certificate": certificate,
             }
         )
         return
@@ -119,6 +121,8 @@ def show(
             answer(f"{label}  {' '.join(map(str, head[label]))}")
     if head["notes"]:
         answer(f"notes  {head['notes']}")
+    if certificate is not None:
+        answer(certificate["says"])
     if failure is not None:
         answer()
         for line in failure_lines(head["handle"], failure):

@@ -119,6 +119,16 @@ def checkpoint_rows(session: Session, run: Run) -> list[Row]:
     ]
 
 
+def certificate(session: Session, run: Run) -> Row | None:
+    """What `rlx verify-resume` last found out about the run's method, and that in words; None where it never did."""
+    from engine.store import certificates
+    from engine.store.tables import RunId
+
+    method = str(run.resolved.get("algorithm", {}).get("name", ""))
+    found = certificates.for_run(session, RunId(run.id), method=method, code=run.code)
+    return None if found is None else {**found.as_data(), "says": certificates.in_words(found, run.code)}
+
+
 def summaries(rows: list[Row]) -> list[Row]:
     """For each metric and split: the first, the best and the last evaluation.
 

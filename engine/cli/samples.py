@@ -26,7 +26,7 @@ def samples(
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="The same samples as JSON.")] = False,
 ) -> None:
-    """Show what a run's policy wrote, with candidates and Q-values.
+    """Show what a policy wrote, with candidates and Q-values.
 
     Decision by decision where the run recorded them: every candidate, its Q, an arrow at the one that was taken.
     """

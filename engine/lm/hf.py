@@ -20,6 +20,8 @@ from engine.lm.policy import Policy
 from engine.lm.sampler import Completion, Finish, SamplingParams
 from engine.runtime.context import Stops
 from engine.runtime.stopwatch import spends
+from engine.runtime.trace import SILENT, Trace
+from engine.store.fingerprints import Layer
 
 
 @dataclass
@@ -48,8 +50,8 @@ class HFSampler:
     update of the weights, and wherever a resumed run could start, or the two runs round differently.
     """
 
-    def __init__(self, policy: Policy, *, decoder: Decoder | None = None) -> None:
-        self._policy = policy
+    def __init__(self, policy: Policy, *, decoder: Decoder | None = None, trace: Trace = SILENT) -> None:
+        self._policy, self._trace = policy, trace
         self._decoder = decoder_for(policy.model) if decoder is None else decoder
         self._detokeniser = Detokeniser(policy.tokenizer)
 
@@ -89,6 +91,7 @@ class HFSampler:
                 self._policy.model.train()
             if stops is not None:
                 stops.close(open_rows)
+        self._trace.note(Layer.SAMPLING, [row.ids for row in growing], [row.logps for row in growing])
         done = [row.completion() for row in growing]
         return [done[i * n : (i + 1) * n] for i in range(len(prompts))]
 

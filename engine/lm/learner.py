@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from engine.errors import ResumeError
 from engine.runtime.stopwatch import spends
+from engine.runtime.trace import SILENT, Trace
+from engine.store.fingerprints import Layer
 
 Batch = TypeVar("Batch")
 
@@ -31,6 +33,9 @@ class LossOutput:
 
 
 LossFn = Callable[[Batch], LossOutput]
+
+_PROBED = 64
+"""Entries of each weight whose bits are noted after a step: all of a large model's would take longer than the step."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,14 @@ class LearnerSettings:
 class Learner:
     """Trains what is trainable in one module."""
 
-    def __init__(self, module: nn.Module, settings: LearnerSettings, *, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: LearnerSettings,
+        *,
+        precision: torch.dtype = torch.float32,
+        trace: Trace = SILENT,
+    ) -> None:
         if settings.schedule != "constant" and settings.total_steps is None:
             raise ValueError(f"a {settings.schedule} schedule needs total_steps")
         self._settings = settings
@@ -63,6 +75,8 @@ class Learner:
         self._parameters = list(self._named.values())
         self._device = self._parameters[0].device
         self._precision = precision
+        self.trace = trace
+        """Where each step is noted, and where whoever draws batches for this learner notes those."""
         self._optimiser = torch.optim.AdamW(
             self._parameters,
             lr=settings.lr,
@@ -114,7 +128,15 @@ class Learner:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self.steps += 1
+        if self.trace.on:
+            self.trace.note(Layer.UPDATE, list(sums.values()), total, norm)
+            self.trace.note(Layer.WEIGHTS, self._probe())
         return {name: value / total for name, value in sums.items()} | {"grad_norm": float(norm), "lr": rate}
+
+    def _probe(self) -> Tensor:
+        """Evenly spaced entries of every trained weight."""
+        flat = [parameter.detach().reshape(-1) for parameter in self._parameters]
+        return torch.cat([weights[:: max(1, len(weights) // _PROBED)] for weights in flat])
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs: weights, moments, counters. Plain tensors and numbers, names as keys."""

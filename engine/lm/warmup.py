@@ -28,6 +28,7 @@ from engine.lm.warmup_text import Conversation, Task, conversations
 from engine.runtime.context import StageContext, Stopped
 from engine.runtime.seeds import derive
 from engine.spec.model import Model, Warmup
+from engine.store.fingerprints import Layer
 
 REFERENCE = "reference.json"
 _CHECKPOINT_EVERY = 100
@@ -136,13 +137,16 @@ def _train(ctx: StageContext, policy: Policy, warmup: Warmup, examples: Sequence
     settings = LearnerSettings(
         lr=warmup.lr, betas=(0.9, 0.99), weight_decay=0.01, schedule="cosine", total_steps=warmup.steps
     )
-    learner = Learner(policy.model, settings)
+    learner = Learner(policy.model, settings, trace=ctx.trace)
     restored = ctx.restore()
     if restored is not None:
         learner.load_state(restored.state["learner"])
     while learner.steps < warmup.steps:
         order = np.random.default_rng(derive(ctx.seed, "warmup", "batch", learner.steps))
-        chosen = [kept[int(i)] for i in order.integers(len(kept), size=warmup.batch_size)]
+        drawn = order.integers(len(kept), size=warmup.batch_size)
+        ctx.trace.step = learner.steps + 1
+        ctx.trace.note(Layer.DATA, drawn)
+        chosen = [kept[int(i)] for i in drawn]
         metrics = learner.step(lambda batch: completion_loss(policy, batch), [chosen])
         ctx.log(learner.steps, {"train/loss": metrics["loss"], "train/grad_norm": metrics["grad_norm"]})
         ctx.progress(learner.steps, warmup.steps, "warming up")

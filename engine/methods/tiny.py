@@ -33,7 +33,9 @@ def tiny_experiment(experiment: Experiment) -> Experiment:
             "name": experiment.name[: NAME_LIMIT - len(suffix)] + suffix,
             "algorithm": method.tiny(experiment.algorithm),
             "model": tiny_model(experiment.model),
-            "hardware": Hardware(device="cpu", queue=experiment.hardware.queue, timeout=600.0),
+            "hardware": Hardware(
+                device="cpu", queue=experiment.hardware.queue, threads=experiment.hardware.threads, timeout=600.0
+            ),
             "evaluation": experiment.evaluation.model_copy(update={"every": 1, "runs_per_item": 2}),
         }
     )

@@ -15,10 +15,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from safetensors import SafetensorError
@@ -49,9 +49,12 @@ def write(
     models: Mapping[str, SaveModel] | None = None,
     labels: Sequence[str] = (),
     sampled: int = 0,
+    fingerprints: int = 0,
+    reached: Callable[[Literal["draft", "renamed"]], None] = lambda moment: None,
 ) -> Manifest:
     """Write a checkpoint to `directory`, replacing an older one there in one rename.
 
+    `reached` hears when the draft is half written, and when the checkpoint stands in its place.
     Raises TypeError for a state that cannot be kept, DiskError where the disk refuses.
     """
     for name in models or {}:
@@ -65,6 +68,7 @@ def write(
             draft.mkdir()
             save_file(tensors, draft / TENSORS)
             (draft / STATE).write_text(json.dumps(skeleton, allow_nan=False), encoding="utf-8")
+            reached("draft")
             for name, save in (models or {}).items():
                 (draft / name).mkdir()
                 save(draft / name)
@@ -75,6 +79,7 @@ def write(
                     "step": step,
                     "labels": list(labels),
                     "sampled": sampled,
+                    "fingerprints": fingerprints,
                     "components": sorted(map(str, state)),
                     "models": sorted(models or {}),
                     "files": {path: {"bytes": size, "sha256": digest} for path, (size, digest) in files.items()},
@@ -87,6 +92,7 @@ def write(
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
+    reached("renamed")
     return read_manifest(directory)
 
 

@@ -21,7 +21,8 @@ import torch
 from engine.runtime import autopsy
 from engine.runtime.context import Functions, StageContext, Stopped
 from engine.runtime.engine_context import EngineContext
-from engine.runtime.seeds import derive, seed_everything
+from engine.runtime.interruption import Interruption
+from engine.runtime.seeds import derive, same_bits_again, seed_everything
 from engine.runtime.task import Task, device_names
 from engine.store.artifact_store import ArtifactStore
 from engine.store.stages import Outcome
@@ -40,7 +41,9 @@ def run_stage(task: Task, open_functions: OpenFunctions) -> Outcome:
     try:
         _prepare(task)
         stage = load_entry(task.claimed.entry)
-        ctx = EngineContext(task, open_functions, stop)
+        claimed = task.claimed
+        interruption = Interruption.of(os.environ, claimed.handle, claimed.name)
+        ctx = EngineContext(task, open_functions, stop, interruption=interruption)
         stage(ctx)
         ctx.deliver()
         store = ArtifactStore(task.settings.artifact_url, task.settings.home / "cache")
@@ -73,6 +76,8 @@ def _prepare(task: Task) -> None:
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     task.output_dir.mkdir(exist_ok=True)
+    if not task.gpus:
+        same_bits_again()
     seed_everything(derive(task.claimed.seed, task.claimed.name))
 
 

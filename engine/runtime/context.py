@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from engine.runtime.trace import Trace
 
 State = Mapping[str, Any]
 """A tree of dicts, lists, tensors, numpy arrays and JSON scalars; never pickled."""
@@ -142,6 +145,10 @@ class StageContext(Protocol):
 
     @property
     def services(self) -> Mapping[str, Any]: ...
+
+    @property
+    def trace(self) -> Trace:
+        """The stage's stream of fingerprints: hand it to what draws, samples and learns, and set its `step`."""
 
     @property
     def should_stop(self) -> bool:

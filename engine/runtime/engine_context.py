@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,16 +26,19 @@ from engine.log import get_logger
 from engine.runtime import checkpoint, left_behind, shelf
 from engine.runtime.context import Evaluation, Functions, Restored, Sample, SaveModel, State, Stopped
 from engine.runtime.delivery import RETRY_S, Delivery, Hooks
+from engine.runtime.interruption import Interruption
 from engine.runtime.manifest import read_manifest
-from engine.runtime.reports import Checkpointed, Evaluated, Progressed, Reporter, Rewound, Sampled
+from engine.runtime.reports import Checkpointed, Evaluated, Noted, Progressed, Reporter, Rewound, Sampled, TraceRewound
 from engine.runtime.seeds import derive
 from engine.runtime.shelf import Kept, Shelf
 from engine.runtime.spool import Spool
 from engine.runtime.stopwatch import Readings, Stopwatch
 from engine.runtime.task import Task
+from engine.runtime.trace import Trace, TracedFunctions
 from engine.spec.secrets import resolve_secrets
 from engine.store import checkpoints, evaluations
 from engine.store.artifact_store import ArtifactStore
+from engine.store.fingerprints import Fingerprint
 from engine.store.metrics import MetricWriter
 from engine.store.session import Database
 from engine.store.stages import Resume
@@ -60,6 +63,7 @@ class EngineContext:
         clock: Clock = utc_now,
         *,
         retry_s: float = RETRY_S,
+        interruption: Interruption | None = None,
     ) -> None:
         claimed = task.claimed
         self._task, self._claimed, self._stop, self._clock = task, claimed, stop, clock
@@ -67,6 +71,8 @@ class EngineContext:
         self._shelf = Shelf(task.checkpoints, claimed.number)
         self._watch = Stopwatch(task.pulse)
         self._watch.start()
+        self._interruption = interruption
+        self.trace = Trace(self._keep, None if interruption is None else partial(interruption.reached, "note"))
         self._sampled = 0
         self._rewound = claimed.number == 1
         self._resume = claimed.resume
@@ -105,7 +111,7 @@ class EngineContext:
     @cached_property
     def functions(self) -> Functions:
         """The user's functions; their process starts when they are first asked for."""
-        return self._open_functions(self.config)
+        return TracedFunctions(self._open_functions(self.config), self.trace)
 
     @property
     def should_stop(self) -> bool:
@@ -154,7 +160,10 @@ class EngineContext:
         self._delivery.check()
         self._rewind_to(None)
         with self.spent("saving"):
-            kept = self._shelf.save(step, state, models, labels, sampled=self._sampled)
+            kept = self._shelf.save(
+                step, state, models, labels, self._sampled, self.trace.place, reached=self._reached_in_save
+            )
+        self.trace.flush()
         self._readings[step] = self._watch.read()
         self._own, manifest = kept, kept.manifest
         self._delivery.put(
@@ -165,6 +174,8 @@ class EngineContext:
     def restore(self) -> Restored | None:
         """The newest checkpoint that counts, or None. Raises ResumeError where it is damaged, or not to be found."""
         if self._own is not None:
+            self.trace.rewind(self._own.manifest.fingerprints, self._own.manifest.step)
+            self._rewind_trace(self.trace.place)
             return checkpoint.read(self._own.path)
         self._inherit()
         resume = self._resume
@@ -181,6 +192,7 @@ class EngineContext:
             raise ResumeError(f"{path} is not the checkpoint that was recorded: its manifest has changed")
         restored = checkpoint.read(path)
         self._rewind_to(Kept.at(path, manifest))
+        self.trace.rewind(manifest.fingerprints, manifest.step)
         return restored
 
     def deliver(self) -> bool:
@@ -188,6 +200,7 @@ class EngineContext:
 
         True where it is in the store. Raises what a delivery failed with, DiskError where neither takes it.
         """
+        self.trace.flush()
         with self.spent("waiting"):
             delivered = self._delivery.settle(PATIENCE_S, within_s=DISK_WITHIN_S)
             if "_metrics" in self.__dict__:
@@ -257,14 +270,26 @@ class EngineContext:
                 if self._stop.wait(self._retry_s):
                     raise Stopped from error
 
+    def _keep(self, entries: Sequence[Fingerprint]) -> None:
+        self._rewind_to(None)
+        self._delivery.put(Noted(tuple(entries)))
+
+    def _reached_in_save(self, moment: Literal["draft", "renamed"]) -> None:
+        if self._interruption is not None:
+            self._interruption.reached(moment, self.trace.place)
+
     def _rewind_to(self, kept: Kept | None) -> None:
-        """Once, before this attempt's first report: strike out the samples that it is going to make again."""
+        """Once, before this attempt's first report: strike out what it is going to sample and to note again."""
         if self._rewound:
             return
         self._rewound = True
         if kept is None:  # what the attempt before left is reported again, from the beginning
             left_behind.drop(self._task.settings.spool, self._claimed.stage_id, self._claimed.number - 1)
         self._delivery.put(Rewound(0, 0) if kept is None else Rewound(kept.attempt, kept.manifest.sampled))
+        self._rewind_trace(0 if kept is None else kept.manifest.fingerprints)
+
+    def _rewind_trace(self, place: int) -> None:
+        self._delivery.put(TraceRewound(place))
 
     def _recorded(self) -> None:
         """A checkpoint is in the store. Called by the delivering thread."""

@@ -16,6 +16,8 @@ from engine.runtime.context import Evaluation, Functions, Restored, Sample, Save
 from engine.runtime.seeds import derive
 from engine.runtime.shelf import Shelf
 from engine.runtime.stopwatch import Stopwatch
+from engine.runtime.trace import Trace, TracedFunctions
+from engine.store.fingerprints import Fingerprint
 from engine.store.spent import Times
 
 
@@ -38,7 +40,8 @@ class Progress:
 
 
 class LocalContext:
-    """See `StageContext`. The lists `points`, `samples`, `evaluations` and `reports` hold what was reported."""
+    """See `StageContext`. The lists `points`, `samples`, `evaluations` and `reports` hold what was reported,
+    `fingerprints` what was noted in this process."""
 
     def __init__(
         self,
@@ -68,7 +71,9 @@ class LocalContext:
         self.reports: list[Progress] = []
         self._watch = Stopwatch()
         self._watch.start()
-        self._functions = functions
+        self._fingerprints: dict[int, Fingerprint] = {}
+        self.trace = Trace(lambda entries: self._fingerprints.update({entry.place: entry for entry in entries}))
+        self._functions = None if functions is None else TracedFunctions(functions, self.trace)
         self._shelf = Shelf(checkpoint_dir or output_dir.with_name(f"{output_dir.name}.checkpoints"))
 
     @property
@@ -77,6 +82,12 @@ class LocalContext:
         if self._functions is None:
             raise SpecError("this stage asks for the user's functions, but its context was given none")
         return self._functions
+
+    @property
+    def fingerprints(self) -> list[Fingerprint]:
+        """The stage's stream, from where this process took it up."""
+        self.trace.flush()
+        return [self._fingerprints[place] for place in sorted(self._fingerprints)]
 
     def request_stop(self) -> None:
         """Ask the stage to stop, as a cancel or a signal does under a worker."""
@@ -121,8 +132,9 @@ class LocalContext:
         labels: Sequence[str] = ("latest",),
     ) -> Path:
         """Write a complete training state; surplus ones go, as under a worker."""
+        self.trace.flush()
         with self.spent("saving"):
-            path = self._shelf.save(step, state, models, labels).path
+            path = self._shelf.save(step, state, models, labels, fingerprints=self.trace.place).path
             for surplus in self._shelf.surplus():
                 shelf.remove(surplus)
         return path
@@ -130,7 +142,10 @@ class LocalContext:
     def restore(self) -> Restored | None:
         """The newest checkpoint, or None. Raises ResumeError for a damaged one."""
         newest = self._shelf.newest()
-        return None if newest is None else checkpoint.read(newest.path)
+        if newest is None:
+            return None
+        self.trace.rewind(newest.manifest.fingerprints, newest.manifest.step)
+        return checkpoint.read(newest.path)
 
     def labelled(self, label: str) -> Path | None:
         """The folder of the newest checkpoint that claims `label`."""

@@ -27,6 +27,8 @@ class Manifest:
     """Keys of the state and names of the models; all must be there to resume."""
     sampled: int
     """How many samples its attempt had reported before."""
+    fingerprints: int
+    """How many fingerprints its stage had noted before."""
     files: Mapping[str, tuple[int, str]]
     """Relative path: size in bytes, SHA-256."""
     sha256: str
@@ -49,6 +51,7 @@ def read_manifest(directory: Path) -> Manifest:
             step=data["step"],
             labels=tuple(data["labels"]),
             sampled=data["sampled"],
+            fingerprints=data.get("fingerprints", 0),  # absent from checkpoints of earlier versions
             components=(*data["components"], *data["models"]),
             files={path: (entry["bytes"], entry["sha256"]) for path, entry in data["files"].items()},
             sha256=hashlib.sha256(raw).hexdigest(),

@@ -18,12 +18,17 @@ from sqlalchemy.orm import Session
 
 from engine.errors import ResumeError, StaleAttempt
 from engine.runtime.manifest import read_manifest
-from engine.store import checkpoints, evaluations, samples, stages
+from engine.store import checkpoints, evaluations, fingerprints, samples, stages
+from engine.store.fingerprints import Fingerprint, Layer
 from engine.store.tables import RunId, StageId
 from engine.store.values import finite, storable_json
 
 if TYPE_CHECKING:  # numpy comes with it, and whoever only passes reports on need not pay for that
     from engine.runtime.context import Evaluation, Sample
+
+
+_NOTES_A_SAMPLE = 16
+"""So many fingerprints take about the room of a sample."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,51 @@ class Rewound(_Single):
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Neighbouring fingerprints of the stage's stream."""
+
+    kind: ClassVar[str] = "fingerprints"
+    entries: tuple[Fingerprint, ...]
+
+    @property
+    def size(self) -> int:
+        return -(-len(self.entries) // _NOTES_A_SAMPLE)
+
+    def write(self, session: Session, reporter: Reporter) -> None:
+        fingerprints.add(
+            session, stage_id=reporter.stage_id, number=reporter.number, entries=self.entries, fence=stages.held
+        )
+
+    def as_data(self) -> dict[str, Any]:
+        return {"entries": [[one.place, one.step, str(one.layer), one.value] for one in self.entries]}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Noted:
+        rows = data["entries"]
+        return cls(tuple(Fingerprint(place, step, Layer(layer), value) for place, step, layer, value in rows))
+
+
+@dataclass(frozen=True)
+class TraceRewound(_Single):
+    """The stage goes on noting fingerprints from `place`."""
+
+    kind: ClassVar[str] = "rewind fingerprints"
+    place: int
+
+    def write(self, session: Session, reporter: Reporter) -> None:
+        fingerprints.rewind(
+            session, stage_id=reporter.stage_id, number=reporter.number, place=self.place, fence=stages.held
+        )
+
+    def as_data(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> TraceRewound:
+        return cls(**data)
+
+
+@dataclass(frozen=True)
 class Progressed(_Single):
     """How far the stage is; of no interest once the attempt is over."""
 
@@ -236,7 +286,7 @@ class Progressed(_Single):
         return cls(**{**data, "time": datetime.fromisoformat(data["time"])})
 
 
-_KINDS = {cls.kind: cls for cls in (Sampled, Evaluated, Checkpointed, Rewound, Progressed)}
+_KINDS = {cls.kind: cls for cls in (Sampled, Evaluated, Checkpointed, Rewound, Noted, TraceRewound, Progressed)}
 
 
 def dump(report: Report) -> str:

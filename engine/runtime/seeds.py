@@ -33,6 +33,16 @@ def seed_everything(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
+def same_bits_again() -> None:
+    """Have torch compute the same on the CPU every time, whatever the threads' timing.
+
+    Without it several threads add into one place in any order, such as in the gradient of `hidden[places]`. On a GPU
+    that would cost speed, or be refused: callers leave it out there. What has no such way is told in the log.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # read before written is a bug
+
+
 def rng_state() -> dict[str, Any]:
     """The state of every global generator, as a tree that a checkpoint can hold."""
     version, words, gauss = random.getstate()

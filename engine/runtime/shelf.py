@@ -8,9 +8,10 @@ caller to do once it knows that it is still the current attempt.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from engine.runtime import checkpoint
 from engine.runtime.context import SaveModel, State
@@ -49,10 +50,13 @@ class Shelf:
         models: Mapping[str, SaveModel] | None = None,
         labels: Sequence[str] = (),
         sampled: int = 0,
+        fingerprints: int = 0,
+        reached: Callable[[Literal["draft", "renamed"]], None] = lambda moment: None,
     ) -> Kept:
         """Write a checkpoint of this attempt; see `checkpoint.write`."""
         path = self._root / f"attempt-{self._attempt}" / f"step-{step}"
-        return Kept(self._attempt, path, checkpoint.write(path, step, state, models, labels, sampled))
+        written = checkpoint.write(path, step, state, models, labels, sampled, fingerprints, reached)
+        return Kept(self._attempt, path, written)
 
     def all(self) -> list[Kept]:
         """Every complete checkpoint of any attempt, oldest first; drafts that a crash left do not count."""

@@ -10,7 +10,19 @@ from datetime import datetime
 from typing import Any, NewType
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Float, ForeignKey, Index, SmallInteger, String, Text, UniqueConstraint, Uuid, text
+from sqlalchemy import (
+    BigInteger,
+    Float,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    SmallInteger,
+    String,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from engine.store.columns import Base, BigId
@@ -358,6 +370,47 @@ class Evaluation(Base):
     """`[[item, [score, …]], …]`."""
     functions_hash: Mapped[str] = mapped_column(String(64))
     cost: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class FingerprintBlock(Base):
+    """Neighbouring entries of a stage's stream of fingerprints; see `engine.store.fingerprints`."""
+
+    __tablename__ = "fingerprints"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), primary_key=True)
+    first: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=False)
+    """Place of the first entry in the stream."""
+    entries: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Certificate(Base):
+    """What `rlx verify-resume` found out about a method."""
+
+    __tablename__ = "certificates"
+    __table_args__ = (Index("ix_certificates_method_created_at", "method", "created_at"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    method: Mapped[str]
+    versions: Mapped[dict[str, Any]]
+    """`{kind: version}` of the plan's stages."""
+    spec: Mapped[str]
+    """Name of the spec whose tiny twin ran."""
+    spec_hash: Mapped[str] = mapped_column(String(64))
+    """Of the twin as it was resolved."""
+    outcome: Mapped[str] = mapped_column(String(16))
+    """`identical`, `parted` or `failed`."""
+    kills: Mapped[int]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    """Of the choice of the moments to kill at."""
+    weights_sha256: Mapped[str | None] = mapped_column(String(64))
+    """Content hash of the trained models, where both runs agree."""
+    code: Mapped[dict[str, Any]]
+    packages: Mapped[dict[str, Any]]
+    hardware: Mapped[dict[str, Any]]
+    detail: Mapped[dict[str, Any]]
+    """Each stage's count of fingerprints and where it parted; each kill."""
     created_at: Mapped[datetime]
 
 

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from engine.errors import DataError
 from engine.runtime.context import Evaluation, ItemScore, Sample, StageContext, Stopped
+from engine.runtime.engine_context import EngineContext
+from engine.store.fingerprints import Layer
 
 
 def noop(ctx: StageContext) -> None:
@@ -62,6 +65,34 @@ def count(ctx: StageContext) -> None:
             ctx.evaluation(Evaluation(done, "score", [ItemScore(0, (total,))]))
         ctx.checkpoint(done, {"rng": rng.bit_generator.state, "total": total})
     (ctx.output_dir / "total.txt").write_text(repr(total))
+
+
+def learn(ctx: EngineContext) -> None:
+    """Six steps that note what they draw, each with a checkpoint; `extra.forgets` loses the generator on a resume."""
+    rng, total, done = np.random.default_rng(ctx.seed), 0.0, 0
+    restored = ctx.restore()
+    if restored is not None:
+        total, done = restored.state["total"], restored.step
+        if not ctx.extra.get("forgets"):
+            rng.bit_generator.state = restored.state["rng"]
+    for step in range(done + 1, 7):
+        ctx.trace.step = step
+        drawn = rng.random(3)
+        ctx.trace.note(Layer.DATA, drawn)
+        total += float(drawn.sum())
+        ctx.trace.note(Layer.UPDATE, total)
+        ctx.checkpoint(step, {"rng": rng.bit_generator.state, "total": total}, models={"sum": _writer(total)})
+        ctx.deliver()  # the checkpoint counts from here on
+        time.sleep(0.05)  # so that a kill from outside finds it at work
+    (ctx.output_dir / "letters.txt").write_text("".join(set("abcdefghijklmnop")))  # as a library may
+    (ctx.output_dir / "total.txt").write_text(repr(total))
+
+
+def _writer(total: float) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "sum.txt").write_text(repr(total))
+
+    return write
 
 
 def fail(ctx: StageContext) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "streamlit", "celery", "numpy", "sqlalchemy", "rich", "pydantic")
 COMMANDS = [
     *("init", "validate", "schema", "plan", "submit", "ls", "show", "logs", "watch", "samples", "cancel", "resume"),
-    *("compare", "eval", "worker", "specs", "db", "doctor", "dashboard"),
+    *("compare", "eval", "verify-resume", "worker", "specs", "db", "doctor", "dashboard"),
 ]
 
 

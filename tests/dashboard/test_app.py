@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine.store import tables
+from engine.store import certificates, tables
 from engine.store.session import open_database
-from tests.dashboard.conftest import Open
+from tests.dashboard.conftest import NOW, Open
 from tests.dashboard.seed_runs import OUTLINES, Outline
 from tests.dashboard.seed_texts import HOSTILE
 
@@ -287,3 +287,33 @@ def test_metrics_are_ordered_by_what_one_came_to_see(seeded: Path, open_app: Ope
     at = [shown.index(key) for key in ("rollout/score", "critic/loss", "policy/kl", "epsilon", "cost/generated_tokens")]
     assert at == sorted(at)
     assert shown.index("cost/generated_tokens") < shown.index("eval/loss"), "the last stage stands first"
+
+
+def test_a_run_shows_whether_its_method_was_seen_to_resume(seeded: Path, open_app: Open, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(seeded, home)
+    database = open_database(f"sqlite:///{home / 'rlx.db'}")
+    finding = certificates.Finding(
+        method="archer",
+        versions={"lm.prepare": 1, "archer.train": 1, "archer.evaluate": 1},
+        spec="best_lang",
+        spec_hash="a" * 64,
+        outcome="identical",
+        kills=6,
+        seed=0,
+        weights_sha256=None,
+        code={"version": "0.1.0", "commit": "3f9c2ab41d"},
+        packages={},
+        hardware={},
+        detail={},
+        created_at=NOW,
+    )
+    with database.write() as session:
+        certificates.record(session, finding)
+    database.close()
+
+    def captions(handle: str) -> list[str]:
+        return [caption.value for caption in open_app(home, "run", {"run": handle}).caption]
+
+    assert "resume verified: 6 kills, identical" in captions("best-lang-5")
+    assert not any("resume" in caption for caption in captions("best-lang-ppo-1"))

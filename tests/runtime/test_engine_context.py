@@ -15,7 +15,8 @@ from engine.runtime import checkpoint, left_behind
 from engine.runtime.context import Evaluation, Functions, ItemScore, Sample, StageContext
 from engine.runtime.engine_context import EngineContext
 from engine.runtime.task import Task
-from engine.store import checkpoints, evaluations, metrics, samples, stages
+from engine.store import checkpoints, evaluations, fingerprints, metrics, samples, stages
+from engine.store.fingerprints import Layer
 from engine.store.session import Database
 
 
@@ -103,6 +104,87 @@ def test_what_is_sampled_again_after_a_resume_is_there_once(db: Database, claim:
     ctx.deliver()
 
     assert texts(db, third) == sorted(["before 1", "after 1", "before 2", "after 2"])
+
+
+def streamed(db: Database, task: Task) -> list[tuple[int, int, str, int]]:
+    with db.read() as session:
+        return [
+            (*entry[:2], str(entry.layer), entry.value)
+            for entry in fingerprints.of_stage(session, task.claimed.stage_id)
+        ]
+
+
+def note(ctx: EngineContext, step: int, *values: str) -> None:
+    ctx.trace.step = step
+    for value in values:
+        ctx.trace.note(Layer.DATA, value)
+
+
+def test_what_is_noted_again_after_a_resume_is_there_once(db: Database, claim: Callable[..., Task]) -> None:
+    whole = claim(extra={"n": 1})
+    ctx = context(whole)
+    for step in (1, 2, 3):
+        note(ctx, step, f"{step} a", f"{step} b")
+        ctx.checkpoint(step, {"step": step})
+    note(ctx, 4, "4 a")
+    ctx.deliver()
+
+    first = claim(extra={"n": 2})
+    ctx = context(first)
+    note(ctx, 1, "1 a", "1 b")
+    ctx.checkpoint(1, {"step": 1})
+    note(ctx, 2, "2 a", "wrong", "too much")
+    ctx.deliver()  # reported, and behind the checkpoint
+
+    second = claim(after=first)
+    ctx = context(second)
+    note(ctx, 0, "before the restore, as a stage's first state may")
+    assert ctx.restore() is not None
+    note(ctx, 2, "2 a", "2 b")
+    ctx.checkpoint(2, {"step": 2})
+    note(ctx, 3, "3 a", "3 b")
+    ctx.checkpoint(3, {"step": 3})
+    note(ctx, 4, "another")
+    assert ctx.restore() is not None  # back to its own newest
+    note(ctx, 4, "4 a")
+    ctx.deliver()
+
+    assert streamed(db, second) == streamed(db, whole)
+    assert [entry[:2] for entry in streamed(db, whole)] == [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (6, 4)]
+
+
+def test_an_attempt_that_begins_anew_notes_anew(db: Database, claim: Callable[..., Task]) -> None:
+    first = claim()
+    ctx = context(first)
+    note(ctx, 1, "a", "b", "c")
+    ctx.deliver()
+    second = claim(after=first)
+    ctx = context(second)
+    assert ctx.restore() is None
+    note(ctx, 1, "a")
+    ctx.deliver()
+
+    assert len(streamed(db, second)) == 1
+
+
+def test_what_the_users_functions_answer_is_noted(claim: Callable[..., Task]) -> None:
+    class Answers:
+        hash, has_reply = "h", True
+
+        def score(self, texts: list[str], answers: list[object]) -> list[float]:
+            return [0.5] * len(texts)
+
+        def reply(self, texts: list[str], answers: list[object]) -> list[str]:
+            return ["yes"] * len(texts)
+
+        def close(self) -> None: ...
+
+    task = claim()
+    ctx = EngineContext(task, lambda config: Answers(), threading.Event())  # type: ignore[arg-type,return-value]
+    assert ctx.functions.score(["a"], [None]) == [0.5]
+    assert ctx.functions.reply(["a"], [None]) == ["yes"]
+    assert (ctx.functions.hash, ctx.functions.has_reply) == ("h", True)
+    assert ctx.trace.place == 2
 
 
 def test_an_attempt_that_begins_anew_samples_anew(db: Database, claim: Callable[..., Task]) -> None:

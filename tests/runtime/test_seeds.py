@@ -1,5 +1,6 @@
 """Seeds: the same numbers from the same state, independent streams from different names."""
 
+import multiprocessing
 import random
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 
 from engine.errors import ResumeError
 from engine.runtime import checkpoint
-from engine.runtime.seeds import derive, rng_state, seed_everything, set_rng_state
+from engine.runtime.seeds import derive, rng_state, same_bits_again, seed_everything, set_rng_state
+from engine.runtime.trace import digest
 
 
 def draw() -> list[float]:
@@ -62,3 +64,27 @@ def test_names_are_kept_apart() -> None:
     assert len(seeds) == 8
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive(3, "x") == derive(3, "x")
+
+
+def gradients_of_many_threads(send) -> None:
+    """Twenty times the gradient of a gather in which many places read the same few rows."""
+    torch.set_num_threads(4)
+    same_bits_again()
+    torch.manual_seed(0)
+    places, weights = torch.randint(0, 8, (4096,)), torch.randn(4096, 64)
+    hidden = torch.randn(8, 64, requires_grad=True)
+    found = []
+    for _ in range(20):
+        (gradient,) = torch.autograd.grad((hidden[places] * weights).sum(), hidden)
+        found.append(digest(gradient))
+    send.send(found)
+
+
+def test_a_gradient_has_the_same_bits_every_time_whatever_the_threads_do() -> None:
+    # In a process of its own: what is switched on there is switched on for good.
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=gradients_of_many_threads, args=(there,))
+    process.start()
+    assert here.poll(120)
+    assert len(set(here.recv())) == 1
+    process.join()

@@ -9,7 +9,7 @@ def test_the_store_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from engine.store import runs, stages, metrics, evaluations, checkpoints, samples, workers, outbox\n"
-        "from engine.store import artifact_store, session, schema\n"
+        "from engine.store import artifact_store, certificates, fingerprints, session, schema\n"
         "heavy = ('torch', 'transformers', 'alembic', 'numpy', 'celery', 'streamlit', 'fsspec', 'psycopg')\n"
         "print(sorted(name for name in heavy if name in sys.modules))"
     )

@@ -22,6 +22,7 @@ from engine.methods.archer.config import Ranker as RankerConfig
 from engine.methods.archer.losses import dqn_targets, error_function, padded, qv_errors
 from engine.methods.archer.replay import Transition
 from engine.methods.maths.critics import td_target, track, twin_advantage
+from engine.store.fingerprints import Layer
 
 TOKENS = 16_384
 """Tokens in one forward pass of the critic, at most: larger batches are cut, which changes nothing but rounding."""
@@ -104,6 +105,8 @@ class Ranker:
         config = self._config
         size = config.batch_size * config.accumulate
         batches = [draw(size) for _ in range(config.updates // config.accumulate)]
+        drawn = [(row.action, row.reward) for batch in batches for row in batch]
+        self.learner.trace.note(Layer.DATA, drawn)
         own: Iterator[Ids] | None = None
         if config.critic == "qv":
             if fresh is None:

@@ -26,6 +26,7 @@ from engine.methods.dialogue.tokens import Group, Trajectory
 from engine.methods.maths.schedules import linear_decay
 from engine.runtime.context import SaveModel
 from engine.runtime.seeds import derive
+from engine.store.fingerprints import Layer
 
 TRAIN = "train"
 
@@ -170,6 +171,7 @@ class ArcherTrainer:
     def _replayed_groups(self, rng: np.random.Generator, number: int) -> list[Group]:
         """Remembered states, each with a fresh utterance that is worth what the critic says of it."""
         states = [row.state.tolist() for row in self._replay.sample(self.config.generator.batch_size, rng)]
+        self.ranker.learner.trace.note(Layer.DATA, states)
         said = self._completions(states, "actor", number)
         worth = self.ranker.advantages if self.config.signal == "advantage" else self.ranker.values
         values = worth(states, [[utterance.token_ids] for utterance in said])

@@ -76,6 +76,7 @@ class Course:
         if self._evaluated < 0:
             self._evaluate()
         while self._step < self._iterations:
+            self._ctx.trace.step = self._step + 1
             while not self._trainee.ready:
                 self._timed(self._trainee.gather)
                 self._leave_if_asked()

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from engine.errors import DataError
 from engine.runtime.context import Functions
+from engine.runtime.trace import SILENT, Trace
+from engine.store.fingerprints import Layer
 
 ACCEPTED_MARGIN = 4
 """A conversation this close to its limit is over: too little room is left to say anything."""
@@ -103,8 +105,10 @@ class Game:
         max_tokens: int,
         max_turns: int | None = None,
         turn_cost: float = 0.0,
+        trace: Trace = SILENT,
     ) -> None:
         self.items, self.chat, self.functions, self.turn_cost = items, chat, functions, turn_cost
+        self.trace = trace
         self.eos = tuple(sorted(eos))
         self.max_tokens, self.max_turns = max_tokens, max_turns
         self._prompts: list[tuple[str, list[int]]] = []
@@ -119,6 +123,7 @@ class Game:
 
     def start(self, serial: int, item: int) -> Episode:
         """A new episode of `item`."""
+        self.trace.note(Layer.DATA, serial, item)
         text, tokens = self._prompts[item]
         return Episode(serial=serial, item=item, prompt=len(tokens), tokens=list(tokens), text=text)
 

@@ -35,6 +35,7 @@ def evaluate_all(ctx: StageContext, contestants: Sequence[Contestant]) -> None:
     runs = asked if "checkpoint" in ctx.extra else MORE * asked
     table: dict[str, dict[str, float]] = {}
     for number, contestant in enumerate(contestants):
+        ctx.trace.step = number
         for split, speaker in speakers(contestant.policy, games(ctx, contestant.policy)).items():
             played = play(
                 speaker,

@@ -25,6 +25,7 @@ from engine.methods.dialogue.config import PolicyUpdate
 from engine.methods.dialogue.tokens import Group, TokenBatch, collate
 from engine.methods.maths.policy import clipped_loss, importance_ratio, reinforce_loss
 from engine.methods.maths.returns import gae
+from engine.store.fingerprints import Layer
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class TokenLearner:
         """All epochs over `groups`; returns the mean of every step's metrics."""
         size = self._update.minibatch or len(groups)
         order = rng.permutation(len(groups))
+        self.learner.trace.note(Layer.DATA, order)
         parts = [[groups[i] for i in order[start : start + size]] for start in range(0, len(groups), size)]
         prepared = self._normalised([self._prepare(collate(part, self.policy.device)) for part in parts])
         means: dict[str, list[float]] = {}

@@ -25,7 +25,7 @@ class Loader:
     """Loads policies and critics of one run, all on the trunk that its model names."""
 
     def __init__(self, ctx: StageContext) -> None:
-        self._device = ctx.device
+        self._device, self._trace = ctx.device, ctx.trace
         self.source: Source = source_of(ctx.inputs["model"])
         lora = ctx.config["model"].get("lora")
         self.lora = None if lora is None else _lora(lora)
@@ -47,7 +47,8 @@ class Loader:
     def learner(self, module: torch.nn.Module, *, lr: float, grad_clip: float | None, beta2: float = 0.999) -> Learner:
         """Adam on everything trainable in `module`, its forward passes in the run's precision."""
         precision = self._numbers if self.lora is None else torch.float32
-        return Learner(module, LearnerSettings(lr=lr, betas=(0.9, beta2), clip_norm=grad_clip), precision=precision)
+        settings = LearnerSettings(lr=lr, betas=(0.9, beta2), clip_norm=grad_clip)
+        return Learner(module, settings, precision=precision, trace=self._trace)
 
     def head(self, tokenizer: Any, *, outputs: int = 1) -> ScalarHead:
         """A new critic or value network on a copy of the same trunk."""
@@ -86,6 +87,7 @@ def games(ctx: StageContext, policy: Policy, names: Sequence[str] | None = None)
             max_tokens=episodes["max_tokens"],
             max_turns=episodes["max_turns"],
             turn_cost=dataset["turn_cost"],
+            trace=ctx.trace,
         )
         for name, items in splits.items()
         if names is None or name in names or name == "train"
@@ -94,7 +96,7 @@ def games(ctx: StageContext, policy: Policy, names: Sequence[str] | None = None)
 
 def speakers(policy: Policy, games_by_split: Mapping[str, Game]) -> dict[str, Speaker]:
     """The policy as a speaker in each game, with one sampler for all."""
-    sampler = HFSampler(policy)
+    sampler = HFSampler(policy, trace=next(iter(games_by_split.values())).trace)
     return {name: Speaker(sampler, game) for name, game in games_by_split.items()}
 
 
