@@ -53,6 +53,12 @@ def _absent_vllm() -> str | None:
     return None if find_spec("vllm") else "the vllm package is not installed"
 
 
+def _absent_netns() -> str | None:
+    from tests.faults.network import absent
+
+    return absent()
+
+
 def _absent_data() -> str | None:
     return None if SHARED_DATA.is_dir() else "the folder ../shared/data is absent"
 
@@ -64,6 +70,7 @@ ABSENT: dict[str, Callable[[], str | None]] = {
     "chromium": _absent_browser,
     "gpu": _absent_gpu,
     "vllm": _absent_vllm,
+    "netns": _absent_netns,
     "shared_data": _absent_data,
 }
 PROMISED_BY_CI = {"postgres", "redis", "rabbitmq", "chromium"}

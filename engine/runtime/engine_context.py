@@ -311,7 +311,9 @@ class EngineContext:
         self._recorded_step = max([row.step for row in rows if row.attempt == claimed.number], default=-1)
         for kept in self._shelf.all():
             waits = kept.attempt == claimed.number and kept.manifest.step > newest
-            if str(kept.path) not in wanted and not waits:
+            # One that was frozen since it asked the store knows nothing of what its successor has written meanwhile.
+            later = kept.attempt > claimed.number
+            if str(kept.path) not in wanted and not waits and not later:
                 shelf.remove(kept)
 
     def _tidy_meanwhile(self) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from engine.errors import ResumeError
 from engine.runtime import checkpoint
 from engine.runtime.context import SaveModel, State
 from engine.runtime.manifest import Manifest, read_manifest
@@ -60,8 +62,13 @@ class Shelf:
 
     def all(self) -> list[Kept]:
         """Every complete checkpoint of any attempt, oldest first; drafts that a crash left do not count."""
-        paths = self._root.glob("attempt-*/step-*")
-        found = [Kept.at(path, read_manifest(path)) for path in paths]
+        found = []
+        for path in self._root.glob("attempt-*/step-*"):
+            try:
+                found.append(Kept.at(path, read_manifest(path)))
+            except ResumeError:
+                if path.exists():  # else another attempt has just removed it
+                    raise
         return sorted(found, key=lambda kept: kept.order)
 
     def newest(self) -> Kept | None:
@@ -82,8 +89,9 @@ class Shelf:
 
 
 def remove(kept: Kept) -> None:
-    """Delete one checkpoint: out of sight by a rename first, so that no half of it is ever found."""
+    """Delete one checkpoint, if it is still there: out of sight by a rename first, so that no half of it is found."""
     aside = kept.path.with_name(f".{kept.path.name}.gone")
     shutil.rmtree(aside, ignore_errors=True)
-    kept.path.rename(aside)
+    with suppress(FileNotFoundError):
+        kept.path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)

@@ -20,11 +20,15 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from engine.errors import DiskError, Refused, RlxError, Unreachable
 
 BUSY_TIMEOUT_S = 30.0
+LONGEST_PAUSE_S = 60.0
+"""How long a transaction may wait for its own client, before PostgreSQL ends it: no transaction of ours waits for
+anything, so the client is frozen or cut off, and others wait for what it has locked."""
 READING = "rlx_reading"
 """Execution option of a connection that only reads."""
 
-_CONNECTION_LOST = ("08", "28", "57P", "53300", "3D000")
-"""SQLSTATEs, or beginnings of some: no connection, no entry, shut down, too many connections, no such database."""
+_CONNECTION_LOST = ("08", "28", "57P", "25P03", "53300", "3D000")
+"""SQLSTATEs, or beginnings of some: no connection, no entry, shut down, idle for too long inside a transaction, too
+many connections, no such database."""
 
 
 def parse_url(url: str) -> URL:
@@ -61,7 +65,7 @@ def make_engine(url: str, *, foreign_keys: bool = True) -> Engine:
             )
             _set_up_sqlite(engine, foreign_keys)
             return engine
-        return create_engine(
+        engine = create_engine(
             parsed,
             pool_size=5,
             max_overflow=30,
@@ -77,10 +81,20 @@ def make_engine(url: str, *, foreign_keys: bool = True) -> Engine:
                 "tcp_user_timeout": 20_000,
             },
         )
+        _set_up_postgresql(engine)
+        return engine
     except ModuleNotFoundError as error:
         raise Unreachable(f"{error.name} is not installed: pip install 'rlx[postgres]'") from error
     except NoSuchModuleError as error:
         raise Unreachable(str(error)) from error
+
+
+def _set_up_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {int(LONGEST_PAUSE_S * 1000)}")
+        connection.commit()
 
 
 def _set_up_sqlite(engine: Engine, foreign_keys: bool) -> None:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol, Self
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from engine.errors import Cause, StaleAttempt
@@ -161,6 +161,18 @@ def lose(session: Session, run_id: UUID, attempt_id: UUID, *, now: datetime, ove
     Without `overdue` its worker is known to be dead.
     """
     run = lock_run(session, run_id)
+    attempt = session.get(Attempt, attempt_id, populate_existing=True)
+    if attempt is None or attempt.status != AttemptStatus.RUNNING:
+        return None
+    stage = session.get_one(Stage, attempt.stage_id, populate_existing=True)
+    verdict = quarantine.judge(
+        session, stage, _policy(stage).quarantine, ending=attempt_id, certain=not overdue, now=now
+    )
+    error = f"the worker of attempt {attempt.number} fell silent: killed, or cut off from the store"
+    said: dict[str, Any] = {"error": "its worker fell silent"}
+    if verdict.condemned:
+        error = verdict.words
+        said = {"error": storable_text(error), "detail": _why(verdict)}
     ended = move(
         session,
         Attempt,
@@ -171,18 +183,11 @@ def lose(session: Session, run_id: UUID, attempt_id: UUID, *, now: datetime, ove
         finished_at=now,
         lease_expires_at=None,
         cause=str(Cause.LOST),
-        error="its worker fell silent",
+        **said,
     )
     if not ended:
         return None
     session.execute(_FREE, {"attempt": attempt_id})
-    attempt = session.get_one(Attempt, attempt_id, populate_existing=True)
-    stage = session.get_one(Stage, attempt.stage_id, populate_existing=True)
-    error = f"the worker of attempt {attempt.number} fell silent: killed, or cut off from the store"
-    verdict = quarantine.judge(session, stage, _policy(stage).quarantine, certain=not overdue, now=now)
-    if verdict.condemned:
-        error = verdict.words
-        _annotate(session, attempt, error, verdict)
     became = _give_up_or_retry(session, run, stage, Cause.LOST, error, now, attempt=attempt.id, verdict=verdict)
     events.add(
         session,
@@ -220,11 +225,10 @@ def _succeed(session: Session, claimed: Claim, artifact: StoredArtifact, now: da
     return StageStatus.SUCCEEDED
 
 
-def _annotate(session: Session, attempt: Attempt, error: str, verdict: Verdict) -> None:
+def _why(verdict: Verdict) -> dict[str, Any]:
     """Why the attempt was the last one, for whoever looks at it."""
     died = [{"worker": death.worker, "alone": death.alone} for death in verdict.deaths]
-    values = {"error": storable_text(error), "detail": {"quarantine": died, "next": quarantine.NEXT_STEP}}
-    session.execute(update(table_of(Attempt)).where(table_of(Attempt).c.id == attempt.id).values(**values))
+    return {"quarantine": died, "next": quarantine.NEXT_STEP}
 
 
 _TRUSTED = Verdict(condemned=False, alone=False)

@@ -57,19 +57,19 @@ class Verdict:
         )
 
 
-def judge(session: Session, stage: Stage, limit: int | None, *, certain: bool, now: datetime) -> Verdict:
-    """What is to become of a stage whose newest attempt was just lost with its worker.
+def judge(session: Session, stage: Stage, limit: int | None, *, ending: UUID, certain: bool, now: datetime) -> Verdict:
+    """What is to become of a stage whose newest attempt, `ending`, is about to be recorded as lost with its worker.
 
     `certain` where the worker is known to be dead; else it is believed to be, unless it has been heard of.
     """
-    deaths = tuple(_deaths(session, stage, certain=certain, now=now))
+    deaths = tuple(_deaths(session, stage, ending, certain=certain, now=now))
     if limit is None or not deaths:
         return Verdict(condemned=False, alone=False, deaths=deaths)
     condemned = len(deaths) >= limit and deaths[-1].alone
     return Verdict(condemned, alone=not condemned and len(deaths) >= limit - 1, deaths=deaths)
 
 
-def _deaths(session: Session, stage: Stage, *, certain: bool, now: datetime) -> list[Death]:
+def _deaths(session: Session, stage: Stage, ending: UUID, *, certain: bool, now: datetime) -> list[Death]:
     """The stage's newest attempts, as far back as each ended with its worker and left no checkpoint; oldest first."""
     saved = exists().where(Checkpoint.stage_id == Attempt.stage_id, Checkpoint.attempt == Attempt.number)
     newest = (
@@ -80,6 +80,8 @@ def _deaths(session: Session, stage: Stage, *, certain: bool, now: datetime) -> 
     )
     found: list[Death] = []
     for attempt_id, status, worker_id, started, finished, progressed in session.execute(newest):
+        if attempt_id == ending:
+            status, finished = AttemptStatus.LOST, now
         worker = None if worker_id is None else session.get(Worker, worker_id, populate_existing=True)
         if status != AttemptStatus.LOST or progressed or worker is None or finished is None:
             break

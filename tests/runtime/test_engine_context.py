@@ -14,6 +14,7 @@ from engine.errors import DataError, ResumeError, SpecError, StaleAttempt
 from engine.runtime import checkpoint, left_behind
 from engine.runtime.context import Evaluation, Functions, ItemScore, Sample, StageContext
 from engine.runtime.engine_context import EngineContext
+from engine.runtime.shelf import Kept, Shelf, remove
 from engine.runtime.task import Task
 from engine.store import checkpoints, evaluations, fingerprints, metrics, samples, stages
 from engine.store.fingerprints import Layer
@@ -253,6 +254,42 @@ def test_a_stale_attempt_can_neither_record_nor_remove(db: Database, claim: Call
     restored = context(claim(after=second)).restore()
     assert restored is not None
     assert restored.state["by"] == "second"
+
+
+def test_an_attempt_that_freezes_while_it_tidies_up_leaves_its_successors_checkpoints_alone(
+    db: Database, claim: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = claim()
+    ctx = context(first)
+    for step in (1, 2, 3):
+        ctx.checkpoint(step, {"x": step})
+    ctx.deliver()
+    written = []
+    listed = ctx._shelf.all
+
+    def list_after_a_long_time() -> list[Kept]:
+        """Frozen just before it looks which folders may go; meanwhile another attempt begins, and gets further."""
+        second = claim(after=first)
+        successor = context(second)
+        restored = successor.restore()
+        assert restored is not None
+        written.extend(successor.checkpoint(step, {"x": step}) for step in (5, 6))
+        successor.deliver()
+        return listed()
+
+    monkeypatch.setattr(ctx._shelf, "all", list_after_a_long_time)
+    ctx.checkpoint(4, {"x": 4})
+    ctx.deliver()
+
+    for path in written:
+        assert checkpoint.read(path).state["x"] in (5, 6)
+
+
+def test_two_attempts_may_tidy_up_at_once(tmp_path: Path) -> None:
+    kept = Shelf(tmp_path).save(1, {"x": 1})
+    remove(kept)
+    remove(kept)
+    assert Shelf(tmp_path).all() == []
 
 
 def test_a_checkpoint_that_changed_on_disk_refuses_to_resume(claim: Callable[..., Task]) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Column, Connection, MetaData, Table, inspect, select, text
-from sqlalchemy.types import Boolean, DateTime, Float, Integer, String, Uuid
+from sqlalchemy.types import Boolean, DateTime, Float, Integer, LargeBinary, String, Uuid
 
 from engine.store import schema
 from engine.store.columns import Json
@@ -37,6 +37,8 @@ def value(column: Column[Any], n: int) -> Any:
         return n
     if isinstance(kind, Float):
         return n + 0.25
+    if isinstance(kind, LargeBinary):
+        return bytes([n, 0, 255])
     if isinstance(kind, String):
         return f"{column.name} {n} é"[: kind.length or 100]
     if isinstance(kind, DateTime) or "DateTime" in type(kind).__name__:

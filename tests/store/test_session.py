@@ -5,13 +5,14 @@ import threading
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from engine.errors import Refused
-from engine.store import events
+from engine.errors import Refused, Unreachable
+from engine.store import connection, events
+from engine.store.schema import upgrade
 from engine.store.session import Database
-from engine.store.tables import Event
+from engine.store.tables import Event, Lock
 from tests.store.walk import Clock
 
 
@@ -131,3 +132,30 @@ def _lost() -> DBAPIError:
         sqlstate = "40P01"
 
     return DBAPIError("UPDATE", {}, Deadlock())
+
+
+@pytest.mark.postgres
+def test_a_client_that_freezes_inside_a_transaction_does_not_keep_its_locks(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LONGEST_PAUSE_S", 1.0)
+    upgrade(postgres_url)
+    frozen, waiting = Database(postgres_url), Database(postgres_url)
+    with waiting.write() as session:
+        session.execute(insert(Lock).values(name="row", owner="nobody", expires_at=datetime.now(UTC)))
+    take = update(Lock).where(Lock.name == "row")
+
+    def freeze() -> None:
+        with frozen.write() as session:
+            session.execute(take.values(owner="frozen"))
+            with waiting.write() as other:
+                other.execute(text("SET LOCAL lock_timeout = '60s'"))
+                other.execute(take.values(owner="waiting"))
+            session.execute(text("SELECT 1"))
+
+    with pytest.raises(Unreachable, match="does not answer"):
+        freeze()
+    with waiting.read() as session:
+        assert session.scalar(select(Lock.owner)) == "waiting"
+    for database in (frozen, waiting):
+        database.close()

@@ -41,16 +41,19 @@ class Queue:
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self.db, self.clock = db, clock
-        with db.write() as session:
-            self.worker: WorkerId = workers.register(
+        self.worker = self.new_worker("w")
+
+    def new_worker(self, name: str) -> WorkerId:
+        with self.db.write() as session:
+            return workers.register(
                 session,
-                name="w",
+                name=name,
                 host="elsewhere",
                 pid=1,
                 pid_started=None,
                 queues=["default"],
                 slots=8,
-                now=clock(),
+                now=self.clock(),
             )
 
     def submit(self, *edges: str, **submission: object) -> Run:
@@ -78,10 +81,12 @@ class Queue:
         with self.db.read() as session:
             return runs.find(session, run.handle).status
 
-    def try_claim(self, stage_id: StageId, *devices: str, lease_s: float = 15.0) -> Claimed | None:
+    def try_claim(
+        self, stage_id: StageId, *devices: str, lease_s: float = 15.0, worker: WorkerId | None = None
+    ) -> Claimed | None:
         with self.db.write() as session:
             return stages.claim(
-                session, stage_id, worker=self.worker, devices=devices, now=self.clock(), lease_s=lease_s
+                session, stage_id, worker=worker or self.worker, devices=devices, now=self.clock(), lease_s=lease_s
             )
 
     def claim(self, run: Run, name: str = "train", *devices: str, lease_s: float = 15.0) -> Claimed:
