@@ -41,7 +41,9 @@ def gc(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what nobody needs: unreferenced artifacts, leftover files, and checkpoints by the limits given.
+    """Remove what nobody needs: artifacts, files, checkpoints.
+
+    Unreferenced artifacts, leftover files, and checkpoints by the limits given.
 
     Safe while workers run. A checkpoint goes where any limit lets it; never one that a live run, `rlx resume`,
     another run, or a label in a tagged run needs.
@@ -82,7 +84,9 @@ def rm(
     handles: Annotated[list[str], typer.Argument(help="Handles, unique prefixes, or @last.")],
     yes: Yes = False,
 ) -> None:
-    """Remove runs with their metrics, samples, evaluations, checkpoints and logs.
+    """Remove runs with all that they own.
+
+    Metrics, samples, evaluations, checkpoints and logs go.
 
     Exits 5 for a run that is alive, or whose checkpoint another run began from. Artifacts go with a later `rlx gc`.
     """
