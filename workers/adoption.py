@@ -14,9 +14,10 @@ from uuid import UUID
 from engine.errors import Refused
 from engine.log import get_logger
 from engine.runtime.task import Task
-from engine.store import adoption, stages
+from engine.store import adoption, stages, workers
 from engine.store.adoption import Orphan
 from engine.store.processes import process_started
+from engine.store.tables import WorkerId
 from workers.children import Child
 from workers.devices import Devices
 from workers.supervisor import Deps
@@ -58,6 +59,9 @@ def adopt(deps: Deps, devices: Devices, run_id: UUID | None = None) -> Iterator[
             _lose(orphan, deps)
     for child in children.values():  # over in the store: nothing of theirs would be recorded
         child.kill()
+    for worker in {orphan.worker_id for orphan in orphans}:
+        with deps.db.write() as session:
+            workers.mark_gone(session, WorkerId(worker))
 
 
 def _take(orphan: Orphan, devices: Devices, deps: Deps) -> tuple[str, ...] | None:
@@ -83,4 +87,5 @@ def _lives(orphan: Orphan) -> bool:
 
 def _lose(orphan: Orphan, deps: Deps) -> None:
     with deps.db.write() as session:
+        workers.mark_gone(session, WorkerId(orphan.worker_id))  # first: what died under it is judged by that
         stages.lose(session, orphan.run_id, orphan.attempt_id, now=deps.now())

@@ -267,6 +267,7 @@ def test_another_worker_finishes_what_a_killed_one_began(lab: Lab) -> None:
     lab.worker(lease_s=3)
     until(lambda: len(dispatch.find_alive(lab.settings)) == 2)  # it has looked for orphans, and found none
     first.kill()
+    until(lambda: len(lab.attempts(run, "count")) == 2)
     lab.gate.touch()
 
     assert lab.ended(run) == "succeeded"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         populate(session, now=NOW)
     database.close()
     return home
+
+
+@pytest.fixture(autouse=True)
+def _main() -> Iterator[None]:
+    """AppTest takes the place of `__main__`, which every process that is spawned later would run again."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture

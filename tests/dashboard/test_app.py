@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from dashboard import wording
 from engine.store import certificates, tables
 from engine.store.session import open_database
 from tests.dashboard.conftest import NOW, Open
@@ -315,5 +316,5 @@ def test_a_run_shows_whether_its_method_was_seen_to_resume(seeded: Path, open_ap
     def captions(handle: str) -> list[str]:
         return [caption.value for caption in open_app(home, "run", {"run": handle}).caption]
 
-    assert "resume verified: 6 kills, identical" in captions("best-lang-5")
+    assert wording.plain("resume verified: 6 kills, identical") in captions("best-lang-5")
     assert not any("resume" in caption for caption in captions("best-lang-ppo-1"))

@@ -91,8 +91,9 @@ class Fleet:
         return [worker for worker in self.workers if worker.poll() is None]
 
     def submit(self, plan: Plan) -> RunId:
-        """Queue a run that takes nothing from the cache and may fail as often as it likes."""
-        submission = runs.Submission(source="", resolved={}, no_cache=True, max_attempts=MANY)
+        """Queue a run that takes nothing from the cache and may fail as often as it likes, soon after each other."""
+        retries = {"max_backoff": 1.0, "quarantine": None}
+        submission = runs.Submission(source="", resolved={}, no_cache=True, max_attempts=MANY, retries=retries)
         with self.db.write() as session:
             return RunId(runs.submit(session, plan, submission, now=utc_now()).id)
 

@@ -11,13 +11,10 @@ import sys
 from engine import log
 from engine.errors import ExitCode, Unreachable
 from engine.settings import read_settings
-from engine.store import outcomes
 from workers import housekeeping
 from workers.main import run_worker
 from workers.supervisor import Times
 
-assert hasattr(outcomes, "_LONGEST_BACK_OFF_S"), "the longest back-off is shortened here"
-outcomes._LONGEST_BACK_OFF_S = 1.0
 housekeeping.SWEEP_EVERY_S = 1.0
 
 

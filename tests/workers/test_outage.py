@@ -139,6 +139,7 @@ def test_what_a_dead_worker_left_is_delivered_by_the_next_on_its_host(
     until(lambda: spooled(lab.settings, AGAIN))
     worker.kill()
     worker.wait()
+    os.kill(pid, signal.SIGKILL)
     until(lambda: process_started(pid) is None)
     gate.with_suffix(".again").touch()
     server.start()
