@@ -106,7 +106,7 @@ def _see_through(task: Task, beginning: str, run: Callable[[], Outcome], deps: D
     begun = time.monotonic()
     try:
         outcome = run()
-        became = _finish(claimed, replace(outcome, log_tail=log_tail(task.log)), deps)
+        became = _finish(claimed, replace(outcome, log_tail=log_tail(task.log), log_path=str(task.log)), deps)
         log.info(
             "stage ended",
             extra=fields | {"how": outcome.kind, "became": str(became), "seconds": round(time.monotonic() - begun, 2)},
@@ -147,7 +147,7 @@ def _attend(child: Child, task: Task, deps: Deps, age_s: float) -> Outcome:
     if status is None or child.refused is not None:
         raise NoChild(f"no process could be made for the stage: {child.refused or 'the nursery does not answer'}")
     outcome = _outcome(task, status, reason, vigil, out_of_memory=autopsy.kills_for_memory() > memory_kills)
-    return replace(outcome, spent=vigil.last_look())
+    return replace(outcome, spent=vigil.last_look(), pid=child.pid, pid_started=child.started)
 
 
 def _open_log(task: Task) -> None:
@@ -181,12 +181,10 @@ def _watch(child: Child, task: Task, deps: Deps, vigil: Vigil, age_s: float) -> 
     claimed, times, begun = task.claimed, deps.times, time.monotonic() - age_s
     beaten, reason, asked, recorded = time.monotonic(), None, 0.0, False
     while True:
-        if not recorded and child.wait_for_birth(times.poll_s):
-            recorded = _record_start(task, child, deps)
         if child.wait(times.poll_s) is not None:
-            if not recorded:  # born and ended between two looks
-                _record_start(task, child, deps)
             return reason
+        if not recorded and child.wait_for_birth(0):  # what ends sooner is recorded with its end
+            recorded = _record_start(task, child, deps)
         now = time.monotonic()
         if child.pid is None and now - begun > times.birth_s:
             return None

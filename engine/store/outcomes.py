@@ -56,6 +56,10 @@ class Outcome:
     log_tail: str = ""
     spent: Mapping[str, Any] = field(default_factory=dict)
     """Where the attempt's time went, as its supervisor read it last; see `spent`."""
+    pid: int | None = None
+    pid_started: float | None = None
+    log_path: str | None = None
+    """As `stages.start` records them: what ends at once is recorded with its end."""
 
     @classmethod
     def succeeded(cls, artifact: StoredArtifact, *, log_tail: str = "") -> Self:
@@ -106,6 +110,7 @@ def finish(session: Session, claimed: Claim, outcome: Outcome, *, now: datetime)
     status, cause = _ATTEMPT_ENDS[outcome.kind], outcome.cause
     if outcome.kind == "stopped" and not run.stop_requested:
         cause = Cause.PREEMPTED
+    process = {name: getattr(outcome, name) for name in ("pid", "pid_started", "log_path")}
     ended = move(
         session,
         Attempt,
@@ -119,6 +124,7 @@ def finish(session: Session, claimed: Claim, outcome: Outcome, *, now: datetime)
         detail=storable_json(outcome.detail),
         log_tail=storable_text(outcome.log_tail),
         **({"spent": storable_json(outcome.spent)} if outcome.spent else {}),
+        **{name: value for name, value in process.items() if value is not None},
     )
     if not ended:
         raise StaleAttempt(f"attempt {claimed.number} at {claimed.name} ended before: its report is not recorded")
