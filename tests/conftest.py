@@ -116,18 +116,22 @@ def settings(tmp_path: Path) -> Settings:
 @contextmanager
 def _postgres_database(template: str | None = None) -> Iterator[str]:
     """A fresh PostgreSQL database, a copy of `template` if there is one; dropped afterwards."""
-    from sqlalchemy import create_engine, make_url, text
+    from sqlalchemy import NullPool, create_engine, make_url, text
 
     name = f"rlx_test_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else "")))
+    admin = create_engine(
+        POSTGRES, isolation_level="AUTOCOMMIT", poolclass=NullPool, connect_args={"connect_timeout": 30}
+    )
+
+    def administer(statement: str) -> None:
+        with admin.connect() as connection:
+            connection.execute(text(statement))
+
+    administer(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else ""))
     try:
         yield make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
     finally:
-        with admin.connect() as connection:
-            connection.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
-        admin.dispose()
+        administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 @pytest.fixture

@@ -55,8 +55,6 @@ class Nursery:
         self._folder, self._worker = folder, os.getppid()
         self._door: Door | None = None
         self._children: dict[int, str] = {}
-        self._strangers: set[int] = set()
-        """Processes that were there before any of our children: looking at each after every stage would cost most."""
         self._collapsed = False
         self._alone_s, self._grace_s, self._alone_since = alone_s, grace_s, 0.0
         self._old = False
@@ -137,8 +135,6 @@ class Nursery:
                 os.kill(pid, signal.SIGTERM)  # again and again: the first may come before the process listens
 
     def _spawn(self, request: dict[str, Any]) -> None:
-        if not self._children:
-            self._strangers = trees.pids()
         gc.freeze()  # what is here already is nobody's garbage: collecting it in a child would copy its pages
         me = os.getpid()
         try:
@@ -167,9 +163,13 @@ class Nursery:
         """End whom a stage left behind: in its session, and in sessions of their own, which are our children now.
 
         The latter carry the stage's mark, unless they wiped their environment; those without a mark are ended once
-        no other stage is here that they could belong to.
+        no other stage is here that they could belong to. Whoever lost a parent is below one of our own children: most
+        often there is none but the stages themselves, and nobody to look for.
         """
-        entries = trees.table(but=self._strangers if self._children else ())
+        ours = trees.own_children()
+        if ours is not None and ours <= self._children.keys():
+            return
+        entries = trees.table()
         if trees.members(leader, entries):
             trees.kill_tree(leader)
         for pid in trees.children(os.getpid(), entries) - set(self._children):

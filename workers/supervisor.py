@@ -66,6 +66,8 @@ class Deps:
     worker: WorkerId
     children: Children
     now: Clock = utc_now
+    clock: Callable[[], float] = time.monotonic
+    """Seconds, for the stage's limits: `hardware.timeout` and `hardware.stall_timeout`."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when the worker has to go: its stages stop at a checkpoint, and go back to the queue."""
     times: Times = field(default_factory=Times)
@@ -139,7 +141,7 @@ def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float 
 def _attend(child: Child, task: Task, deps: Deps, age_s: float) -> Outcome:
     """Watch the process to its end; how the attempt ended. Raises StaleAttempt."""
     memory_kills = autopsy.kills_for_memory()
-    vigil = Vigil(task)
+    vigil = Vigil(task, deps.clock)
     reason = _watch(child, task, deps, vigil, age_s)
     status = child.wait(0)
     if status is None and reason is not None:
@@ -178,18 +180,19 @@ def _record_start(task: Task, child: Child, deps: Deps) -> bool:
 
 def _watch(child: Child, task: Task, deps: Deps, vigil: Vigil, age_s: float) -> Reason | None:
     """Until the process has ended: renew the lease, look whether to stop; why it was asked to, if it was."""
-    claimed, times, begun = task.claimed, deps.times, time.monotonic() - age_s
-    beaten, reason, asked, recorded = time.monotonic(), None, 0.0, False
+    claimed, times, begun = task.claimed, deps.times, deps.clock() - age_s
+    spawned = beaten = time.monotonic()
+    reason, asked, recorded = None, 0.0, False
     while True:
         if child.wait(times.poll_s) is not None:
             return reason
         if not recorded and child.wait_for_birth(0):  # what ends sooner is recorded with its end
             recorded = _record_start(task, child, deps)
         now = time.monotonic()
-        if child.pid is None and now - begun > times.birth_s:
+        if child.pid is None and now - spawned > times.birth_s:
             return None
         stalls = child.pid is not None and vigil.stalls()
-        if reason is None and (reason := _reason(claimed, now - begun, deps, stalls=stalls)) is not None:
+        if reason is None and (reason := _reason(claimed, deps.clock() - begun, deps, stalls=stalls)) is not None:
             log.info("stopping the stage", extra={"stage": claimed.name, "reason": reason.value})
             if reason in (Reason.OUT_OF_TIME, Reason.STALLED) and child.pid is not None:
                 vigil.take_stacks(child.pid)

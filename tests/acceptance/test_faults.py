@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.plan.stage import Plan
 from engine.store.processes import process_started
 from engine.store.tables import RunId
 from tests.faults import ledger, training
@@ -28,6 +29,7 @@ from tests.faults.waiting import until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 32
 PLAN = training.plan(5, steps=STEPS)
+HELD_AT = training.HELD_AT
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,16 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Record:
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """What the first stage of `held(gate)` waits for, once it has made the checkpoint of step HELD_AT."""
+    return tmp_path / "gate"
+
+
+def held(gate: Path) -> Plan:
+    return training.plan(5, steps=STEPS, gate=gate)
 
 
 def private(stack: ExitStack, kind: type[Server]) -> Server:
@@ -105,18 +117,21 @@ def test_whatever_goes_wrong_nothing_is_lost(
     assert set(kinds) <= set(storm.hits)
 
 
-def test_the_late_writes_of_a_frozen_worker_are_refused(stack: ExitStack, tmp_path: Path, expected: Record) -> None:
+def test_the_late_writes_of_a_frozen_worker_are_refused(
+    stack: ExitStack, tmp_path: Path, expected: Record, gate: Path
+) -> None:
     fleet = stack.enter_context(Fleet(tmp_path / "fleet", lease_s=3))
-    run = fleet.submit(PLAN)
+    run = fleet.submit(held(gate))
     first = fleet.start_worker()
-    before = fleet.trained(run, attempt=1, step=4)
+    before = fleet.trained(run, attempt=1, step=HELD_AT)
     second = fleet.start_worker()
     frozen = fleet.family(first)
     assert before.pid in frozen
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
-    after = fleet.trained(run, attempt=2, step=8)
+    after = fleet.trained(run, attempt=2, step=HELD_AT + 4)
     assert after.worker_pid == second.pid
+    gate.touch()
     for pid in frozen:
         os.kill(pid, signal.SIGCONT)
 
@@ -126,13 +141,16 @@ def test_the_late_writes_of_a_frozen_worker_are_refused(stack: ExitStack, tmp_pa
     assert first.poll() is None, "the worker itself goes on"
 
 
-def test_a_killed_worker_leaves_nobody_behind_who_writes(stack: ExitStack, tmp_path: Path, expected: Record) -> None:
+def test_a_killed_worker_leaves_nobody_behind_who_writes(
+    stack: ExitStack, tmp_path: Path, expected: Record, gate: Path
+) -> None:
     fleet = stack.enter_context(Fleet(tmp_path / "fleet", lease_s=3))
-    run = fleet.submit(PLAN)
+    run = fleet.submit(held(gate))
     first = fleet.start_worker()
-    before = fleet.trained(run, attempt=1, step=4)
+    before = fleet.trained(run, attempt=1, step=HELD_AT)
     fleet.start_worker()
     first.kill()
+    gate.touch()
 
     check(fleet, [run], expected)
     until(lambda: gone(before), "its stage's process ends")
@@ -157,16 +175,17 @@ def test_a_full_disk_of_artifacts_costs_time_and_nothing_else(
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_a_stage_goes_on_while_the_database_is_away(
-    stack: ExitStack, tmp_path: Path, expected: Record, how: str
+    stack: ExitStack, tmp_path: Path, expected: Record, gate: Path, how: str
 ) -> None:
     database = private(stack, Postgres)
     fleet = stack.enter_context(Fleet(tmp_path / "fleet", database_url=database.url, lease_s=120))
-    run = fleet.submit(PLAN)
+    run = fleet.submit(held(gate))
     fleet.start_worker()
-    before = fleet.trained(run, attempt=1, step=4)
+    before = fleet.trained(run, attempt=1, step=HELD_AT)
     checkpoints = fleet.settings.checkpoints
     getattr(database, how)()
     trained = len(list(checkpoints.rglob("step-*")))
+    gate.touch()
     until(lambda: len(list(checkpoints.rglob("step-*"))) > trained + 1, "it writes checkpoints meanwhile")
     database.start()
 

@@ -28,10 +28,10 @@ def variant(monkeypatch: pytest.MonkeyPatch) -> Compiled:
 
 
 def test_a_stage_that_checkpoints_everything_survives_many_kills(variant: Compiled, tmp_path: Path) -> None:
-    found = verify(variant, tmp_path, kills=12, seed=1, now=utc_now)
+    found = verify(variant, tmp_path, kills=8, seed=1, now=utc_now)
 
     assert (found.outcome, found.detail["where"], found.detail["error"]) == ("identical", None, None)
-    assert found.kills >= 11
+    assert found.kills >= 7
     assert len(found.detail["killed"]) == found.kills
     (stage,) = found.detail["stages"]
     assert (stage["attempts"], stage["fingerprints"]) == (found.kills + 1, 12)
@@ -53,12 +53,12 @@ def test_a_method_is_killed_again_and_again_and_certified(tmp_path: Path) -> Non
     rlx = Rlx(tmp_path / "home")
     rlx.home.mkdir()
 
-    found = rlx.json("verify-resume", "specs/best_lang_reinforce.yaml", "--kills", "5", "--seed", "3")
+    found = rlx.json("verify-resume", "specs/best_lang_reinforce.yaml", "--kills", "3", "--seed", "3")
 
     assert (found["outcome"], found["method"]) == ("identical", "reinforce")
-    assert found["kills"] >= 4  # the one from outside may come too late
+    assert found["kills"] >= 2  # the one from outside may come too late
     stages = {stage["name"]: stage for stage in found["detail"]["stages"]}
-    assert stages["train"]["attempts"] >= 3
+    assert stages["train"]["attempts"] >= 2
     assert stages["train"]["fingerprints"] > 20
     assert found["weights_sha256"] == stages["train"]["output"]
     assert not list(rlx.home.glob("checkpoints"))

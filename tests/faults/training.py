@@ -22,16 +22,32 @@ WEIGHTS = "model.safetensors"
 _SYMBOLS, _LENGTH, _ROWS, _BATCH = 12, 8, 96, 16
 
 
-def plan(seed: int, *, steps: int = 40, pace_s: float = 0.05, name: str = "storm", queue: str = "default") -> Plan:
-    """Two stages that train, the second from the weights of the first, and one that sums up both."""
+HELD_AT = 8
+"""The step after whose checkpoint a stage that is held waits."""
+
+
+def plan(
+    seed: int,
+    *,
+    steps: int = 40,
+    pace_s: float = 0.05,
+    name: str = "storm",
+    queue: str = "default",
+    gate: Path | None = None,
+) -> Plan:
+    """Two stages that train, the second from the weights of the first, and one that sums up both.
+
+    With a `gate`, the first is held once it has made the checkpoint of step HELD_AT, until that file exists.
+    """
     resources = Resources(queue=queue, threads=1)
     extra = {"steps": steps, "pace_s": pace_s, "every": 4}
+    held = extra if gate is None else extra | {"gate": str(gate)}
     entry = "tests.faults.training"
     return Plan(
         name,
         seed,
         (
-            Stage("begin", "test.train", f"{entry}:train", (), resources=resources, extra=extra),
+            Stage("begin", "test.train", f"{entry}:train", (), resources=resources, extra=held),
             Stage(
                 "go_on", "test.train", f"{entry}:train", (), inputs={"from": "begin"}, resources=resources, extra=extra
             ),
@@ -135,8 +151,15 @@ def train(ctx: StageContext) -> None:
             if step % (2 * every) == 0:
                 ctx.evaluation(Evaluation(step, "score", [ItemScore(0, (training.score(),))]))
             ctx.checkpoint(step, training.state(), models={"policy": lambda folder: _save(training, folder)})
+            if step == HELD_AT and "gate" in ctx.extra:
+                _hold(ctx, Path(ctx.extra["gate"]))
         time.sleep(max(0.0, float(ctx.extra["pace_s"]) - (time.monotonic() - began)))
     _save(training, ctx.output_dir)
+
+
+def _hold(ctx: StageContext, gate: Path) -> None:
+    while not gate.exists() and not ctx.should_stop:
+        time.sleep(0.01)
 
 
 def _save(training: Training, folder: Path) -> None:

@@ -339,7 +339,7 @@ def test_no_interleaving_breaks_a_promise(db: Database, clock: Clock, tmp_path: 
     run_state_machine_as_test(
         lambda: Machine(db, clock, counter, tmp_path / "spool"),
         settings=settings(
-            max_examples=8 if postgres else 60,
+            max_examples=8 if postgres else 30,
             stateful_step_count=40,
             deadline=None,
             print_blob=True,

@@ -68,6 +68,28 @@ def deps(db: Database, settings: Settings, children: Children) -> Deps:
 
 
 @pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """Where a stage waits: it makes `gate.reached`, and goes on once `gate` is there."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def clock_from_the_gate(gate: Path) -> Callable[[], float]:
+    """Stands still until the stage has reached its gate: a stage's limits do not hurry a slow machine."""
+    reached = None
+
+    def clock() -> float:
+        nonlocal reached
+        if reached is None:
+            if not gate.with_suffix(".reached").exists():
+                return 0.0
+            reached = time.monotonic()
+        return time.monotonic() - reached
+
+    return clock
+
+
+@pytest.fixture
 def submit(db: Database) -> Callable[..., tuple[Run, StageId]]:
     """`submit("noop", extra=…)` queues a run of one stage of `acceptance/queue_stages.py`."""
 

@@ -28,11 +28,6 @@ Until = Callable[..., object]
 sqlite_alone = pytest.mark.parametrize("db", ["sqlite"], indirect=True)
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    return tmp_path / "gate"
-
-
 def supervise(stage_id: StageId, deps: Deps) -> Attempt:
     """Run the stage's next attempt to its end."""
     assert supervise_here(stage_id, ("slot:0",), deps)
@@ -44,9 +39,11 @@ def impatient(deps: Deps) -> Deps:
     return replace(deps, times=Times(poll_s=0.05, heartbeat_s=0.1, grace_s=0.2))
 
 
-def test_a_stage_without_a_sign_of_life_is_dumped_and_ended(deps: Deps, submit: Submit, gate: Path) -> None:
+def test_a_stage_without_a_sign_of_life_is_dumped_and_ended(
+    deps: Deps, submit: Submit, gate: Path, clock_from_the_gate: Callable[[], float]
+) -> None:
     _, stage_id = submit("stuck", stall_timeout_s=1.0, gate=str(gate))
-    attempt = supervise(stage_id, impatient(deps))
+    attempt = supervise(stage_id, replace(impatient(deps), clock=clock_from_the_gate))
     pid, other, twin = map(int, gate.with_suffix(".reached").read_text().split())
 
     assert (attempt.status, attempt.cause) == ("failed", "hang")

@@ -53,11 +53,6 @@ class Supervision:
         assert not self.thread.is_alive()
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    return tmp_path / "gate"
-
-
 def reached(gate: Path, until: Callable[..., str]) -> list[int]:
     marker = gate.with_suffix(".reached")
     return [int(word) for word in until(lambda: marker.exists() and marker.read_text()).split()]
@@ -217,10 +212,11 @@ def test_children_of_a_killed_stage_are_ended_too(
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
 def test_a_stage_whose_time_is_up_leaves_its_stacks_in_the_log(
-    db: Database, deps: Deps, submit: Submit, gate: Path
+    db: Database, deps: Deps, submit: Submit, gate: Path, clock_from_the_gate: Callable[[], float]
 ) -> None:
     run, stage_id = submit("deaf", timeout_s=1.5, gate=str(gate))
-    supervise(stage_id, ("slot:0",), replace(deps, times=Times(poll_s=0.05, grace_s=0.2)))
+    times = Times(poll_s=0.05, grace_s=0.2)
+    supervise(stage_id, ("slot:0",), replace(deps, times=times, clock=clock_from_the_gate))
     attempt = last_attempt(db, stage_id)
     assert (attempt.status, attempt.cause) == ("failed", "hang")
     assert "0:00:01.5" in (attempt.error or "")

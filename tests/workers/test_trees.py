@@ -26,9 +26,18 @@ def family() -> tuple[subprocess.Popen[str], list[int]]:
     return leader, [int(pid) for pid in leader.stdout.readline().split()]
 
 
-def test_those_who_are_known_are_not_looked_at() -> None:
-    assert os.getpid() in trees.table()
-    assert os.getpid() not in trees.table(but=trees.pids())
+def test_our_own_children_are_known_without_looking_at_everybody() -> None:
+    leader, children = family()
+    try:
+        assert os.getpid() in trees.table()
+        ours = trees.own_children()
+        assert ours is not None
+        assert leader.pid in ours
+        assert not ours & set(children)
+    finally:
+        trees.kill_tree(leader.pid)
+        leader.wait()
+    assert leader.pid not in (trees.own_children() or set())
 
 
 def test_a_tree_includes_sessions_that_its_members_started() -> None:
