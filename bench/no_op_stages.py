@@ -202,7 +202,7 @@ def first_step(settings: Settings) -> tuple[float, float]:
             step = session.scalar(
                 select(func.min(Metric.time))
                 .join(Series, Series.id == Metric.series_id)
-                .where(Series.run_id == run.id, Series.key == "generator/loss")
+                .where(Series.run_id == run.id, Series.key == "policy/loss")
             )
             assert step is not None, "no training step was logged"
             return step - typed, step - run.submitted_at.timestamp()
@@ -215,7 +215,7 @@ def first_step(settings: Settings) -> tuple[float, float]:
     try:
         with worker(settings, 1, "default"):
             run()  # learns the model
-            times = [run(f"algorithm.generator.lr={lr}") for lr in ("1.1e-3", "1.2e-3", "1.3e-3")]
+            times = [run(f"algorithm.lr={lr}") for lr in ("1.1e-3", "1.2e-3", "1.3e-3")]
         return sorted(times)[1]
     finally:
         db.close()

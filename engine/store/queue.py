@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, or_, select
+from sqlalchemy import bindparam, func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
 from engine.plan.stage import Needs
@@ -212,7 +212,7 @@ WAITING_COLUMNS = (
     *(_S.c.queue, _S.c.priority, _S.c.user, _S.c.ready_at, _S.c.alone),
 )
 # Spelled out in the statement: with a parameter in its place neither database would use the index of ready stages.
-READY = bindparam("ready", StageStatus.READY.value, type_=_S.c.status.type, literal_execute=True)
+READY = literal_column(f"'{StageStatus.READY}'", _S.c.status.type)
 _DUE = or_(_S.c.not_before.is_(None), _S.c.not_before <= bindparam("now", type_=_S.c.not_before.type))
 _SIZE = (_S.c.priority, _S.c.user, _S.c.gpus, _S.c.slots)
 
