@@ -91,6 +91,9 @@ class Outcome:
             detail=data.get("detail", {}),
             log_tail=data.get("log_tail", ""),
             spent=data.get("spent", {}),
+            pid=data.get("pid"),
+            pid_started=data.get("pid_started"),
+            log_path=data.get("log_path"),
         )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from itertools import permutations
 
@@ -137,6 +138,7 @@ def test_success_after_a_failure_leaves_no_error_on_the_stage(queue: Queue, cloc
         Outcome.succeeded(Queue.artifact(), log_tail="bye"),
         Outcome.failed(Cause.OOM, "no memory", detail={"peak": 3}),
         Outcome.stopped(),
+        replace(Outcome.stopped(), pid=7, pid_started=1.5, log_path="/logs/train-1.log"),
     ],
 )
 def test_an_outcome_survives_the_way_from_a_child_process(outcome: Outcome) -> None:
