@@ -81,3 +81,4 @@ def kill(ctx: EngineContext, line: Line, *, torn: bool = False) -> None:
     assert ctx._spool._lock is not None
     os.close(ctx._spool._lock)
     ctx._spool._lock = None
+    line.close()  # the kernel takes its connections too
