@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cache
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from engine.store.artifact_store import StoredArtifact
+from engine.store.columns import table_of
 from engine.store.tables import Artifact, CacheEntry, RunId, Stage
-from engine.store.upsert import insert
+from engine.store.upsert import dialect_of, insert_in
 
 
 def record(session: Session, artifact: StoredArtifact, *, now: datetime) -> int:
@@ -18,24 +21,26 @@ def record(session: Session, artifact: StoredArtifact, *, now: datetime) -> int:
 
     The row stays until this transaction ends, whatever `garbage` would like.
     """
-    statement = (
-        insert(session, Artifact)
-        .values(
-            sha256=artifact.sha256,
-            uri=artifact.uri,
-            kind=artifact.kind,
-            bytes=artifact.bytes,
-            files=artifact.files,
-            created_at=now,
-        )
-        .on_conflict_do_nothing(index_elements=[Artifact.sha256])
-    )
+    values = {
+        "sha256": artifact.sha256,
+        "uri": artifact.uri,
+        "kind": artifact.kind,
+        "bytes": artifact.bytes,
+        "files": artifact.files,
+        "created_at": now,
+    }
     while True:
-        session.execute(statement)
-        found = session.scalars(_KEPT_ID, {"sha256": artifact.sha256}).one_or_none()
-        if found is not None:
-            return found
+        for statement in (_added(dialect_of(session)), _KEPT_ID):
+            found = session.execute(statement, values).scalar_one_or_none()
+            if found is not None:
+                return int(found)
         # The row that was in the way has been removed as garbage between the two statements.
+
+
+@cache
+def _added(dialect: str) -> Any:
+    table = table_of(Artifact)
+    return insert_in(dialect, table).on_conflict_do_nothing(index_elements=[table.c.sha256]).returning(table.c.id)
 
 
 def of_run(session: Session, run_id: RunId) -> dict[str, Artifact]:
@@ -51,15 +56,18 @@ def of_run(session: Session, run_id: RunId) -> dict[str, Artifact]:
 
 def remember(session: Session, key: str, artifact_id: int, stage_id: UUID, *, replace: bool, now: datetime) -> None:
     """Let `key` be answered by the artifact. What answered it before stays, unless `replace`."""
-    statement = insert(session, CacheEntry).values(key=key, artifact_id=artifact_id, stage_id=stage_id, created_at=now)
-    if replace:
-        statement = statement.on_conflict_do_update(
-            index_elements=[CacheEntry.key],
-            set_={"artifact_id": artifact_id, "stage_id": stage_id, "created_at": now},
-        )
-    else:
-        statement = statement.on_conflict_do_nothing(index_elements=[CacheEntry.key])
-    session.execute(statement)
+    entry = {"key": key, "artifact_id": artifact_id, "stage_id": stage_id, "created_at": now}
+    session.execute(_answered(dialect_of(session), replace), entry)
+
+
+@cache
+def _answered(dialect: str, replace: bool) -> Any:
+    table = table_of(CacheEntry)
+    statement = insert_in(dialect, table)
+    if not replace:
+        return statement.on_conflict_do_nothing(index_elements=[table.c.key])
+    new = {name: statement.excluded[name] for name in ("artifact_id", "stage_id", "created_at")}
+    return statement.on_conflict_do_update(index_elements=[table.c.key], set_=new)
 
 
 def cached(session: Session, key: str) -> Artifact | None:

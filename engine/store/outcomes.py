@@ -42,6 +42,10 @@ class Claim(Protocol):
     def number(self) -> int: ...
     @property
     def name(self) -> str: ...
+    @property
+    def cache_key(self) -> str: ...
+    @property
+    def cache(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ def _succeed(session: Session, claimed: Claim, artifact: StoredArtifact, now: da
         claimed.stage_id,
         StageStatus.SUCCEEDED,
         expect=[StageStatus.RUNNING],
-        where=[Stage.attempt == claimed.number],
+        newest=claimed.number,
         artifact_id=artifact_id,
         finished_at=now,
         cause=None,
@@ -228,9 +232,7 @@ def _succeed(session: Session, claimed: Claim, artifact: StoredArtifact, now: da
     )
     if not done:
         raise StaleAttempt(f"attempt {claimed.number} at {claimed.name} is not the current one")
-    key, cache = session.execute(select(Stage.cache_key, Stage.cache).where(Stage.id == claimed.stage_id)).one()
-    if key is not None:
-        artifacts.remember(session, key, artifact_id, claimed.stage_id, replace=not cache, now=now)
+    artifacts.remember(session, claimed.cache_key, artifact_id, claimed.stage_id, replace=not claimed.cache, now=now)
     return StageStatus.SUCCEEDED
 
 
@@ -279,7 +281,7 @@ def _give_up_or_retry(
         stage.id,
         to,
         expect=[StageStatus.RUNNING],
-        where=[Stage.attempt == stage.attempt],
+        newest=stage.attempt,
         **values,
     )
     assert moved, "a stage with a running attempt is running, and its run is locked"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from engine.plan.hashing import cache_key
@@ -33,6 +33,7 @@ class LockedRun:
     status: RunStatus
     stop_requested: bool
     seed: int
+    started_at: datetime | None
 
 
 def lock_run(session: Session, run_id: UUID) -> LockedRun:
@@ -41,21 +42,18 @@ def lock_run(session: Session, run_id: UUID) -> LockedRun:
     Taken before any stage is touched, by everybody and in this order, so that nobody waits in a circle.
     """
     row = session.execute(_LOCK, {"run": run_id}).one()
-    return LockedRun(RunId(row.id), row.handle, RunStatus(row.status), row.stop_requested, row.seed)
-
-
-def lock_run_of(session: Session, stage_id: UUID) -> LockedRun:
-    """`lock_run` for the run of a stage, which exists."""
-    row = session.execute(_LOCK_OF, {"stage": stage_id}).one()
-    return LockedRun(RunId(row.id), row.handle, RunStatus(row.status), row.stop_requested, row.seed)
+    return LockedRun(RunId(row.id), row.handle, RunStatus(row.status), row.stop_requested, row.seed, row.started_at)
 
 
 # Statements of every claim and every ending are built once: building them costs more than SQLite takes to run them.
 # NO KEY: rows that merely refer to the run (metrics, samples) may still be written while it is locked.
-_RUN = select(Run.id, Run.handle, Run.status, Run.stop_requested, Run.seed).with_for_update(key_share=True)
-_LOCK = _RUN.where(Run.id == bindparam("run"))
-_LOCK_OF = _RUN.where(Run.id == select(Stage.run_id).where(Stage.id == bindparam("stage")).scalar_subquery())
-_STATUSES = select(Stage.id, Stage.status).where(Stage.run_id == bindparam("run")).order_by(Stage.position)
+_R, _S = table_of(Run), table_of(Stage)
+_LOCK = (
+    select(_R.c.id, _R.c.handle, _R.c.status, _R.c.stop_requested, _R.c.seed, _R.c.started_at)
+    .where(_R.c.id == bindparam("run"))
+    .with_for_update(key_share=True)
+)
+_STATUSES = select(_S.c.id, _S.c.status).where(_S.c.run_id == bindparam("run")).order_by(_S.c.position)
 _PRODUCER = table_of(Stage).alias("producer")
 _INPUTS = (
     select(StageInput.name, Artifact.sha256, Artifact.uri)
@@ -191,7 +189,7 @@ def _settle(session: Session, run: LockedRun, statuses: list[StageStatus], now: 
         to = RunStatus.CANCELLED
     else:
         to = RunStatus.FAILED
-    move(session, Run, run.id, to, expect=[before], finished_at=now, started_at=func.coalesce(Run.started_at, now))
+    move(session, Run, run.id, to, expect=[before], finished_at=now, started_at=run.started_at or now)
     events.add(session, f"run.{to}", f"{run.handle} {_ENDINGS[to]}", now=now, run_id=run.id)
     return to
 

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import bindparam, func, or_, select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -22,8 +22,20 @@ from engine.plan.stage import Resources
 from engine.store import artifacts, events
 from engine.store.columns import table_of
 from engine.store.outcomes import Expired, Outcome, expire, finish, lose
-from engine.store.readiness import advance, input_artifacts, lock_run_of, take_from_cache
-from engine.store.tables import Attempt, Checkpoint, Lease, Run, RunId, Stage, StageId, WorkerId
+from engine.store.queue import READY
+from engine.store.readiness import advance, input_artifacts, lock_run, take_from_cache
+from engine.store.tables import (
+    Attempt,
+    CacheEntry,
+    Checkpoint,
+    Lease,
+    Run,
+    RunId,
+    Stage,
+    StageId,
+    StageInput,
+    WorkerId,
+)
 from engine.store.transitions import AttemptStatus, RunStatus, StageStatus, changed, move
 from engine.store.values import storable_json, storable_text
 
@@ -86,6 +98,8 @@ class Claimed:
     cache_key: str
     handle: str
     """The run's."""
+    cache: bool = True
+    """False under `--no-cache`: its output takes the place of what the cache has."""
     resume: Resume | None = None
 
     def as_data(self) -> dict[str, Any]:
@@ -109,10 +123,24 @@ class Claimed:
         )
 
 
-_STAGE = select(Stage).where(Stage.id == bindparam("stage")).execution_options(populate_existing=True)
-_STATUS = select(Stage.status).where(Stage.id == bindparam("stage"))
 _BEGIN = insert_into(table_of(Attempt))
 _LEASE = insert_into(table_of(Lease))
+_S, _R, _C, _I = (table_of(table) for table in (Stage, Run, CacheEntry, StageInput))
+# One statement locks the run and reads the stage. PostgreSQL may show a stage as it was before the wait for the lock;
+# what may have changed since is compared again by the swap.
+_CLAIM = (
+    select(
+        *(_S.c.run_id, _S.c.name, _S.c.kind, _S.c.entry, _S.c.config, _S.c.extra, _S.c.resources, _S.c.attempt),
+        *(_S.c.cache, _S.c.cache_key, _S.c.not_before, _S.c.started_at),
+        *(_R.c.seed, _R.c.handle, _R.c.status.label("run_status"), _R.c.started_at.label("run_started_at")),
+        _C.c.key.label("found"),
+        select(_I.c.stage_id).where(_I.c.stage_id == _S.c.id).exists().label("reads"),
+    )
+    .join(_R, _R.c.id == _S.c.run_id)
+    .outerjoin(_C, (_C.c.key == _S.c.cache_key) & _S.c.cache)
+    .where(_S.c.id == bindparam("stage"), _S.c.status == READY)
+    .with_for_update(key_share=True, of=_R)
+)
 
 
 def claim(
@@ -129,45 +157,29 @@ def claim(
     None where there is nothing to claim (announced twice, cancelled, backing off), or where the cache meanwhile
     knows the stage's output, which ends it here. Raises Refused where one of `devices` is leased already.
     """
-    if session.scalar(_STATUS, {"stage": stage_id}) != StageStatus.READY:
+    stage = session.execute(_CLAIM, {"stage": stage_id}).one_or_none()
+    if stage is None or stage.cache_key is None or (stage.not_before is not None and stage.not_before > now):
         return None
-    run = lock_run_of(session, stage_id)
-    stage = session.scalars(_STAGE, {"stage": stage_id}).one()
-    key = stage.cache_key
-    if key is None or stage.status != StageStatus.READY or (stage.not_before is not None and stage.not_before > now):
+    if stage.found is not None and _cached(session, stage_id, stage.run_id, now):
         return None
-    if stage.cache and (artifact := artifacts.take(session, key)) is not None:
-        take_from_cache(session, stage, artifact, key=key, expect=StageStatus.READY, now=now)
-        advance(session, run, now=now)
-        return None
-    number = stage.attempt + 1
+    number, run_id = stage.attempt + 1, RunId(stage.run_id)
     won = move(
         session,
         Stage,
         stage_id,
         StageStatus.RUNNING,
         expect=[StageStatus.READY],
-        where=[Stage.attempt == stage.attempt, or_(Stage.not_before.is_(None), Stage.not_before <= now)],
+        newest=stage.attempt,
         attempt=number,
-        started_at=func.coalesce(Stage.started_at, now),
+        started_at=stage.started_at or now,
         progress_at=now,
     )
     if not won:
         return None
-    attempt_id = _begin(session, stage, number, worker, devices, now, lease_s)
-    if run.status is RunStatus.QUEUED:
-        move(
-            session,
-            Run,
-            run.id,
-            RunStatus.RUNNING,
-            expect=[RunStatus.QUEUED],
-            started_at=func.coalesce(Run.started_at, now),
-        )
-    return Claimed(
+    claimed = Claimed(
         stage_id=stage_id,
-        run_id=run.id,
-        attempt_id=attempt_id,
+        run_id=run_id,
+        attempt_id=uuid4(),
         number=number,
         name=stage.name,
         kind=stage.kind,
@@ -175,30 +187,41 @@ def claim(
         config=stage.config,
         extra=stage.extra,
         resources=Resources(**stage.resources),
-        seed=run.seed,
-        inputs=input_artifacts(session, stage_id),
-        cache_key=key,
-        handle=run.handle,
+        seed=stage.seed,
+        inputs=input_artifacts(session, stage_id) if stage.reads else {},
+        cache_key=stage.cache_key,
+        cache=stage.cache,
+        handle=stage.handle,
         resume=_newest_checkpoint(session, stage_id) if number > 1 else None,
     )
+    _begin(session, claimed, worker, devices, now, lease_s)
+    if stage.run_status == RunStatus.QUEUED:
+        started_at = stage.run_started_at or now
+        move(session, Run, run_id, RunStatus.RUNNING, expect=[RunStatus.QUEUED], started_at=started_at)
+    return claimed
+
+
+def _cached(session: Session, stage_id: StageId, run_id: UUID, now: datetime) -> bool:
+    """End the stage, whose run is locked, from the cache. False where its entry has just been removed."""
+    stage = session.get_one(Stage, stage_id, populate_existing=True)
+    assert stage.cache_key is not None, "what is ready has its key"
+    artifact = artifacts.take(session, stage.cache_key)
+    if artifact is None:
+        return False
+    take_from_cache(session, stage, artifact, key=stage.cache_key, expect=StageStatus.READY, now=now)
+    advance(session, lock_run(session, run_id), now=now)
+    return True
 
 
 def _begin(
-    session: Session,
-    stage: Stage,
-    number: int,
-    worker: WorkerId,
-    devices: Sequence[str],
-    now: datetime,
-    lease_s: float,
-) -> UUID:
-    attempt_id = uuid4()
+    session: Session, claimed: Claimed, worker: WorkerId, devices: Sequence[str], now: datetime, lease_s: float
+) -> None:
     session.execute(
         _BEGIN,
         {
-            "id": attempt_id,
-            "stage_id": stage.id,
-            "number": number,
+            "id": claimed.attempt_id,
+            "stage_id": claimed.stage_id,
+            "number": claimed.number,
             "worker_id": worker,
             "status": AttemptStatus.RUNNING,
             "detail": {},
@@ -208,7 +231,7 @@ def _begin(
         },
     )
     if devices:
-        leases = [{"attempt_id": attempt_id, "worker_id": worker, "device": device} for device in devices]
+        leases = [{"attempt_id": claimed.attempt_id, "worker_id": worker, "device": device} for device in devices]
         try:
             session.execute(_LEASE, leases)
         except IntegrityError as error:
@@ -216,15 +239,14 @@ def _begin(
     events.add(
         session,
         "stage.started",
-        f"{stage.name} started" + (f", attempt {number}" if number > 1 else ""),
+        f"{claimed.name} started" + (f", attempt {claimed.number}" if claimed.number > 1 else ""),
         now=now,
-        run_id=stage.run_id,
-        stage_id=stage.id,
-        attempt=number,
+        run_id=claimed.run_id,
+        stage_id=claimed.stage_id,
+        attempt=claimed.number,
         worker_id=worker,
         data={"devices": list(devices)},
     )
-    return attempt_id
 
 
 def _newest_checkpoint(session: Session, stage_id: StageId) -> Resume | None:

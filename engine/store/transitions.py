@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from enum import StrEnum
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CursorResult, update
+from sqlalchemy import CursorResult, Update, bindparam, or_, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -102,25 +103,40 @@ def move(
     to: Status,
     *,
     expect: Collection[Status],
+    newest: int | None = None,
     where: Collection[ColumnElement[bool]] = (),
     **values: Any,
 ) -> bool:
     """Move one row to `to` and set `values`, if it is in one of `expect` and meets `where`. True where it was.
 
-    Raises ValueError for a move that `ALLOWED` does not have, whatever the row's state: a bug of the caller.
+    With `newest`, only a stage whose newest attempt has that number. Raises ValueError for a move that `ALLOWED` does
+    not have, whatever the row's state: a bug of the caller.
     """
     for status in expect:
         if to not in ALLOWED[row_type][status]:
             raise ValueError(f"{row_type.__name__} never moves from {status} to {to}")
-    table = table_of(row_type)  # the table and not the class: a third of the cost
-    statement = update(table).where(
-        table.c.id == row_id, table.c.status.in_([str(status) for status in expect]), *where
+    statement = _swap(row_type, to, tuple(expect), newest is not None, tuple(values))
+    parameters = {f"new_{name}": value for name, value in values.items()} | {"row": row_id}
+    if newest is not None:
+        parameters["newest"] = newest
+    return changed(session, statement.where(*where) if where else statement, parameters) == 1
+
+
+@cache
+def _swap(row_type: type[Any], to: Status, expect: tuple[Status, ...], fenced: bool, names: tuple[str, ...]) -> Update:
+    """The UPDATE of a move, built once: to build it costs as much as to carry it out."""
+    columns = table_of(row_type).c
+    swap = update(table_of(row_type)).where(
+        columns.id == bindparam("row"), or_(*(columns.status == str(status) for status in expect))
     )
-    return changed(session, statement.values(status=str(to), **values)) == 1
+    if fenced:
+        swap = swap.where(columns.attempt == bindparam("newest"))
+    new = {name: bindparam(f"new_{name}", type_=columns[name].type) for name in names}
+    return swap.values(status=str(to), **new)
 
 
-def changed(session: Session, statement: Any) -> int:
+def changed(session: Session, statement: Any, parameters: Mapping[str, Any] | None = None) -> int:
     """Execute an UPDATE or DELETE; the number of rows it touched."""
-    result = session.execute(statement)
+    result = session.execute(statement, parameters)
     assert isinstance(result, CursorResult)
     return result.rowcount
