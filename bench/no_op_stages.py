@@ -20,13 +20,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import create_engine, func, make_url, select, text
 
 from engine.clock import utc_now
-from engine.plan.stage import Plan, Stage
+from engine.plan.stage import Plan, Resources, Stage
 from engine.settings import Settings, read_settings
 from engine.store import runs, schema
 from engine.store.session import Database, open_database
@@ -100,14 +99,20 @@ def worker(settings: Settings, slots: int, queue: str) -> Iterator[None]:
         process.wait()
 
 
-def submit(db: Database, name: str, count: int, queue: str) -> None:
+def submit(db: Database, name: str, count: int, resources: Resources) -> None:
     """Runs of a few independent stages, `count` stages in all."""
     for first in range(0, count, A_RUN):
         plan = tuple(
-            Stage(f"s{n}", "bench.noop", "noop_stage:noop", (), extra={"number": f"{name} {n}"})
+            Stage(
+                f"s{n}",
+                "bench.noop",
+                "noop_stage:noop",
+                (),
+                extra={"number": f"{name} {n}"},
+                resources=resources,
+            )
             for n in range(first, min(first + A_RUN, count))
         )
-        plan = tuple(replace(stage, resources=replace(stage.resources, queue=queue)) for stage in plan)
         with db.write() as session:
             runs.submit(session, Plan(name, 0, plan), runs.Submission(source="", resolved={}), now=utc_now())
 
@@ -121,17 +126,18 @@ def over(db: Database, name: str) -> bool:
     return states == {"succeeded"}
 
 
-def ours(settings: Settings, count: int, slots: int) -> float:
-    """Stages a second, from the first submission to the last commit."""
+def ours(settings: Settings, count: int, slots: int, *, light: bool) -> float:
+    """Stages a second, from the first submission to the last commit; with `light`, stages that do without torch."""
     queue = f"bench-{uuid.uuid4().hex[:8]}"
+    resources = Resources(queue=queue, light=light)
     db = open_database(settings)
     try:
         with worker(settings, slots, queue):
-            submit(db, "warm", slots * A_RUN, queue)
+            submit(db, "warm", slots * A_RUN, resources)
             until(lambda: over(db, "warm"))
             time.sleep(IDLE_S)
             begun = utc_now()
-            submit(db, "measured", count, queue)
+            submit(db, "measured", count, resources)
             dispatch.publish(settings)
             until(lambda: over(db, "measured"))
             with db.read() as session:

@@ -1,8 +1,8 @@
 """The worker's side of its nursery: asks it for stage processes, and hears how they end.
 
-The nursery is a process of its own, because it imports torch and the worker must not. One that dies takes
-its children with it; the next stage gets a new one. One whose worker died keeps them for a while: `adopt`
-makes them ours.
+The nursery is a process of its own, because it imports torch and the worker must not; light stages, which do without,
+have another. One that dies takes its children with it; the next stage gets a new one. One whose worker died keeps them
+for a while: `adopt` makes them ours.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ ALONE_S = 6.0
 GRACE_S = 6.0
 """From then until they are killed. Both, and the heartbeat before the worker's death, are less than a lease: when
 another worker takes a stage up, nothing of this one holds its GPUs any more."""
+
+
+FULL, LIGHT = "full", "light"
+"""Kinds of nurseries: with what most stages need, and with what no stage can do without."""
 
 
 class NoChild(RlxError):
@@ -137,24 +141,25 @@ class Children:
     def __init__(self, folder: Path, *, alone_s: float = ALONE_S, grace_s: float = GRACE_S) -> None:
         self._folder, self._patience = folder, (str(alone_s), str(grace_s))
         self._lock = threading.Lock()
-        self._own: Nursery | None = None
+        self._own: dict[str, Nursery] = {}
         self._adopted: list[Nursery] = []
 
     def warm_up(self) -> None:
-        """Start the nursery, so that it imports while we do other things."""
+        """Start the nursery of most stages, so that it imports while we do other things."""
         with self._lock:
-            self._ensure_nursery()
+            self._nursery(FULL)
 
     @property
     def nursery_pid(self) -> int | None:
-        """Our nursery's process, None before it was needed."""
-        return None if self._own is None or self._own.process is None else self._own.process.pid
+        """The process of our nursery of most stages, None before it was needed."""
+        nursery = self._own.get(FULL)
+        return None if nursery is None or nursery.process is None else nursery.process.pid
 
-    def spawn(self, name: str, task: Path, log_path: Path) -> Child:
-        """Ask for a process for the task. Raises NoChild where nobody can be asked."""
+    def spawn(self, name: str, task: Path, log_path: Path, *, light: bool = False) -> Child:
+        """Ask for a process for the task, for a `light` one without torch. Raises NoChild where nobody can be asked."""
         child = Child()
         with self._lock:
-            nursery = self._ensure_nursery()
+            nursery = self._nursery(LIGHT if light else FULL)
             nursery.children[name] = child
             try:
                 wire.send(nursery.channel, {"spawn": name, "task": str(task), "log": str(log_path)})
@@ -182,14 +187,15 @@ class Children:
     def close(self) -> None:
         """End every nursery, and with it every stage process."""
         with self._lock:
-            nurseries = [*self._adopted, *([] if self._own is None else [self._own])]
-            self._own, self._adopted = None, []
+            nurseries = [*self._adopted, *self._own.values()]
+            self._own, self._adopted = {}, []
         for nursery in nurseries:
             nursery.close()
 
-    def _ensure_nursery(self) -> Nursery:
-        if self._own is not None and not self._own.gone:
-            return self._own
+    def _nursery(self, kind: str) -> Nursery:
+        """Our nursery of this kind, started where there is none."""
+        if kind in self._own and not self._own[kind].gone:
+            return self._own[kind]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
@@ -201,6 +207,7 @@ class Children:
                     str(theirs.fileno()),
                     str(self._folder),
                     *self._patience,
+                    kind,
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -214,9 +221,9 @@ class Children:
                 ),
                 start_new_session=True,  # Ctrl-C is for the worker
             )
-        self._own = Nursery(ours, process)
-        _in_background(self._own)
-        return self._own
+        nursery = self._own[kind] = Nursery(ours, process)
+        _in_background(nursery)
+        return nursery
 
 
 def _in_background(nursery: Nursery) -> None:

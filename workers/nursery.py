@@ -1,6 +1,7 @@
 """The warm parent of stage processes: it has imported torch, and forks one child per attempt in milliseconds.
 
-Run as `python -m workers.nursery FD FOLDER ALONE_S GRACE_S`. It has one thread and never touches CUDA, so that
+Run as `python -m workers.nursery FD FOLDER ALONE_S GRACE_S KIND`. A `light` one has not imported torch: so much less
+memory to share makes its children many times cheaper. It has one thread and never touches CUDA, so that
 a fork of it is as good as new. When its worker goes without a word, it keeps the stage processes for ALONE_S,
 with a socket in FOLDER where the worker's successor finds it; when none comes, they are asked to stop, killed
 GRACE_S later, and all is over before their leases are. The worker's side is `children`; what a child does is
@@ -27,7 +28,7 @@ from typing import Any
 from workers import memory, trees, wire
 from workers.door import Door
 
-NEEDED = ("torch", "numpy.random", "workers.stage_process")
+NEEDED = ("numpy.random", "workers.stage_process")
 """What every stage's process runs on."""
 
 PRELOADED = (
@@ -218,7 +219,7 @@ def _preloaded() -> Sequence[str]:
     return PRELOADED if chosen is None else [name for name in map(str.strip, chosen.split(",")) if name]
 
 
-def main(descriptor: int, folder: Path, alone_s: float, grace_s: float) -> None:
+def main(descriptor: int, folder: Path, alone_s: float, grace_s: float, kind: str) -> None:
     """Serve the worker at the other end of `descriptor`, and after its death whoever knocks at our door in `folder`."""
     # Ctrl-C and `systemctl stop` reach every process of the worker; it alone decides what becomes of stages.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -226,7 +227,7 @@ def main(descriptor: int, folder: Path, alone_s: float, grace_s: float) -> None:
     trees.adopt_orphans()
     with socket.socket(fileno=descriptor) as channel:
         channel.set_inheritable(False)
-        for name in (*NEEDED, *_preloaded()):
+        for name in (*NEEDED, *(() if kind == "light" else ("torch", *_preloaded()))):
             try:
                 importlib.import_module(name)
             except Exception:  # noqa: BLE001 - left to the stage that asks for it, whose log will tell
@@ -235,4 +236,4 @@ def main(descriptor: int, folder: Path, alone_s: float, grace_s: float) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]), sys.argv[5])

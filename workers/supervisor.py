@@ -125,7 +125,9 @@ def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float 
         if child is None:
             _open_log(task)
             task.write()
-            child = deps.children.spawn(str(task.claimed.attempt_id), task.path, task.log)
+            child = deps.children.spawn(
+                str(task.claimed.attempt_id), task.path, task.log, light=task.claimed.resources.light
+            )
         return _attend(child, task, deps, age_s)
     except StaleAttempt:
         raise

@@ -87,16 +87,18 @@ def _resources(experiment: Experiment, stage: Stage) -> Resources:
     """What the planner fixed, else the spec's hardware; then the spec's word on this stage."""
     hardware = experiment.hardware
     resources = stage.resources
-    if resources == Resources():
+    light = resources.light
+    if resources == Resources(light=light):
         resources = Resources(
-            gpus=hardware.gpus,
+            gpus=0 if light else hardware.gpus,
             queue=hardware.queue,
             timeout_s=hardware.timeout,
             stall_timeout_s=hardware.stall_timeout,
-            launcher=hardware.launcher,
-            device=hardware.device,
+            launcher="single" if light else hardware.launcher,
+            device="cpu" if light else hardware.device,
             precision=hardware.precision,
             threads=hardware.threads,
+            light=light,
         )
     override = hardware.stages.get(stage.name)
     if override is None:

@@ -22,12 +22,10 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from engine.errors import DiskError, ResumeError
 from engine.runtime.context import Restored, SaveModel, State
 from engine.runtime.manifest import MANIFEST, VERSION, Manifest, measure, read_manifest, verify
-from engine.runtime.tree import flatten, unflatten
 
 STATE, TENSORS = "state.json", "state.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -57,6 +55,10 @@ def write(
     `reached` hears when the draft is half written, and when the checkpoint stands in its place.
     Raises TypeError for a state that cannot be kept, DiskError where the disk refuses.
     """
+    from safetensors.torch import save_file  # here: a light stage that saves nothing does without torch
+
+    from engine.runtime.tree import flatten
+
     for name in models or {}:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot be a model's folder in a checkpoint")
@@ -98,6 +100,10 @@ def write(
 
 def read(directory: Path) -> Restored:
     """The checkpoint at `directory`, every file verified. Raises ResumeError for a damaged or incomplete one."""
+    from safetensors.torch import load_file
+
+    from engine.runtime.tree import unflatten
+
     manifest = verify(directory)
     if missing := [path for path in (STATE, TENSORS) if path not in manifest.files]:
         raise ResumeError(f"the checkpoint {directory} lacks {missing[0]}: resuming from it would lie")

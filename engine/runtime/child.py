@@ -16,13 +16,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import torch
-
 from engine.runtime import autopsy
 from engine.runtime.context import Functions, StageContext, Stopped
 from engine.runtime.engine_context import EngineContext
 from engine.runtime.interruption import Interruption
-from engine.runtime.seeds import derive, same_bits_again, seed_everything
+from engine.runtime.late import once_imported
+from engine.runtime.seeds import derive, same_bits_again, seed_numpy, seed_torch
 from engine.runtime.task import Task, device_names
 from engine.store.artifact_store import ArtifactStore
 from engine.store.stages import Outcome
@@ -72,13 +71,21 @@ def load_entry(entry: str) -> Callable[[StageContext], None]:
 def _prepare(task: Task) -> None:
     """What must be settled before user code is imported: devices, threads, seeds."""
     os.environ["CUDA_VISIBLE_DEVICES"] = device_names(task.gpus)
+    task.output_dir.mkdir(exist_ok=True)
+    seed = derive(task.claimed.seed, task.claimed.name)
+    seed_numpy(seed)
+    once_imported("torch", lambda: _prepare_torch(task, seed))
+
+
+def _prepare_torch(task: Task, seed: int) -> None:
+    import torch
+
     threads = task.claimed.resources.threads
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    task.output_dir.mkdir(exist_ok=True)
     if not task.gpus:
         same_bits_again()
-    seed_everything(derive(task.claimed.seed, task.claimed.name))
+    seed_torch(seed)
 
 
 def _leave(ctx: EngineContext | None, outcome: Outcome) -> Outcome:

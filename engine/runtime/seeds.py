@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from engine.errors import ResumeError
 
@@ -23,10 +23,16 @@ def derive(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def seed_everything(seed: int) -> None:
-    """Seed python's, numpy's global and torch's generators, CUDA's included where it is in use."""
+def seed_numpy(seed: int) -> None:
+    """Seed python's and numpy's global generators."""
     random.seed(seed)
     np.random.seed(derive(seed, "numpy") % 2**32)
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators, CUDA's included where it is in use."""
+    import torch
+
     # Not `torch.manual_seed`: it asks every kind of accelerator in turn, which takes a fifth of a short stage's time.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
@@ -39,12 +45,14 @@ def same_bits_again() -> None:
     Without it several threads add into one place in any order, such as in the gradient of `hidden[places]`. On a GPU
     that would cost speed, or be refused: callers leave it out there. What has no such way is told in the log.
     """
+    import torch
+
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # read before written is a bug
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global generator, as a tree that a checkpoint can hold."""
+    """The state of every global generator, as a tree that a checkpoint can hold; torch's where it is imported."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
@@ -56,16 +64,18 @@ def rng_state() -> dict[str, Any]:
             "has_gauss": int(has_gauss),
             "cached": float(cached),
         },
-        "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's own
+    if (torch := sys.modules.get("torch")) is None:
+        return state
+    state["torch"] = torch.get_rng_state()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = list(torch.cuda.get_rng_state_all())
     return state
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
     """Put every global generator back. Raises ResumeError where one is missing or of another machine's shape."""
-    missing = sorted({"python", "numpy", "torch"} - set(state))
+    missing = sorted({"python", "numpy", *({"torch"} & sys.modules.keys())} - set(state))
     if missing:
         raise ResumeError(
             f"the checkpoint lacks the random state of {', '.join(missing)}: resuming would change results"
@@ -75,6 +85,10 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     np.random.set_state(
         (legacy["name"], np.asarray(legacy["keys"]), legacy["position"], legacy["has_gauss"], legacy["cached"])
     )
+    if "torch" not in state:
+        return
+    import torch
+
     torch.set_rng_state(state["torch"])
     if "cuda" in state:
         if len(state["cuda"]) != torch.cuda.device_count():

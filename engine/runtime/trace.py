@@ -8,14 +8,13 @@ compared `engine.compare.fingerprints`'.
 from __future__ import annotations
 
 import struct
+import sys
 from array import array
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from engine.runtime.context import Functions, Stops
 from engine.store.fingerprints import Fingerprint, Layer
@@ -83,13 +82,15 @@ def digest(*values: Any) -> int:
 
 
 def _feed(hashed: Any, value: Any) -> None:
+    torch = sys.modules.get("torch")  # without it there are no tensors
+    if torch is not None and isinstance(value, torch.Tensor):
+        tensor = value.detach()
+        name = str(tensor.dtype)
+        if tensor.dtype is torch.bfloat16:  # which numpy lacks
+            tensor = tensor.view(torch.int16)
+        _feed_array(hashed, name, tensor.cpu().numpy())
+        return
     match value:
-        case Tensor():
-            tensor = value.detach()
-            name = str(tensor.dtype)
-            if tensor.dtype is torch.bfloat16:  # which numpy lacks
-                tensor = tensor.view(torch.int16)
-            _feed_array(hashed, name, tensor.cpu().numpy())
         case np.ndarray() | np.generic():
             _feed_array(hashed, value.dtype.str, np.asarray(value))
         case None | bool():
