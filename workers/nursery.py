@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from engine import log
 from workers import memory, trees, wire
 from workers.door import Door
 
@@ -232,6 +233,7 @@ def main(descriptor: int, folder: Path, alone_s: float, grace_s: float, kind: st
                 importlib.import_module(name)
             except Exception:  # noqa: BLE001 - left to the stage that asks for it, whose log will tell
                 traceback.print_exc()
+        log.configure()  # for the children: what each would do anew costs each of them the copies of many pages
         Nursery(channel, folder, alone_s, grace_s).serve()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine import log
 from engine.errors import SpecError
 from engine.functions.client import open_functions
 from engine.functions.sources import Sources
@@ -17,7 +16,6 @@ from engine.runtime.task import Task
 
 def main(path: Path) -> int:
     """Run the task at `path` and leave its outcome beside it; the exit code of the process."""
-    log.configure()
     task = Task.read(path)
     task.write_outcome(run_stage(task, open_configured))
     return 0

@@ -49,8 +49,8 @@ class Waiting:
 
 
 Place = tuple[datetime, StageId]
-More = Callable[[Waiting | None], list[Waiting]]
-"""The page after a stage; the first where that is None."""
+More = Callable[[Waiting], list[Waiting]]
+"""The page after a stage."""
 
 
 class Line:
@@ -123,12 +123,11 @@ class Line:
 class Group:
     """Ready stages of one queue, priority, user and size, longest ready first, fetched a page at a time."""
 
-    def __init__(self, priority: int, user: str, needs: Needs, place: Place, more: More) -> None:
-        """`place` is that of its first stage, or of one before it."""
-        self.priority, self.user, self._needs, self._place, self._more = priority, user, needs, place, more
-        self._page: deque[Waiting] = deque()
-        self._last: Waiting | None = None
-        self._over = False
+    def __init__(self, first: Waiting, more: More, *, due: bool = True) -> None:
+        """`first` is its first stage, whether it is `due` or still backs off."""
+        self.priority, self.user, self._needs, self._more = first.priority, first.user, first.needs, more
+        self._page: deque[Waiting] = deque([first] if due else [])
+        self._place, self._last, self._over = first.place, first, False
 
     @property
     def place(self) -> Place:
@@ -139,7 +138,7 @@ class Group:
         """Whether it is worth looking for a stage of at most this size."""
         if not self._needs.within(largest):
             return False
-        if self._last is not None and not self._page:  # a page is used up: where it goes on has to be known
+        if not self._page:  # where it goes on has to be known
             self._turn()
         return bool(self._page) or not self._over
 
@@ -194,12 +193,12 @@ def grouped(stages: Iterable[Waiting]) -> list[Group]:
     found: dict[tuple[int, str, Needs], list[Waiting]] = {}
     for stage in sorted(stages, key=lambda stage: stage.place):
         found.setdefault((stage.priority, stage.user, stage.needs), []).append(stage)
-    return [Group(*key, place=members[0].place, more=_slices(members)) for key, members in found.items()]
+    return [Group(members[0], _slices(members)) for members in found.values()]
 
 
 def _slices(members: list[Waiting]) -> More:
-    def more(last: Waiting | None) -> list[Waiting]:
-        start = 0 if last is None else members.index(last) + 1
+    def more(last: Waiting) -> list[Waiting]:
+        start = members.index(last) + 1
         return members[start : start + _PAGE]
 
     return more
@@ -223,7 +222,7 @@ def _heads() -> Any:
     size = (s.c.priority, s.c.user, s.c.gpus, s.c.slots)
     chosen = select(s.c.id).where(s.c.status == READY, s.c.queue == bindparam("queue"))
     chosen = chosen.order_by(*size, s.c.ready_at, s.c.id).limit(1)
-    head = (_S.c.id, *_SIZE, _S.c.ready_at)
+    head = (*WAITING_COLUMNS, _S.c.not_before)
     group = select(*head).where(_S.c.id == chosen.scalar_subquery()).cte("heads", recursive=True)
     before = (group.c.priority, group.c.user, group.c.gpus, group.c.slots)
     # Not a comparison of tuples: of that SQLite seeks the first column alone.
@@ -237,7 +236,7 @@ def _heads() -> Any:
         for equal in (3, 2, 1, 0)
     ]
     group = group.union_all(select(*head).join(group, _S.c.id == func.coalesce(*larger)))
-    return select(group.c.priority, group.c.user, group.c.gpus, group.c.slots, group.c.ready_at, group.c.id)
+    return select(*(group.c[column.name] for column in head))
 
 
 _HEADS = _heads()
@@ -262,15 +261,13 @@ _OF_RUN = (
 def _groups(session: Session, queues: Sequence[str], now: datetime) -> list[Group]:
     return [
         Group(
-            row.priority,
-            row.user,
-            Needs(row.slots, row.gpus),
-            (row.ready_at, row.id),
+            waiting_of(row),
             _pages(
                 session,
                 {"queue": queue, "now": now}
                 | {name: getattr(row, name) for name in ("priority", "user", "gpus", "slots")},
             ),
+            due=row.not_before is None or row.not_before <= now,
         )
         for queue in queues
         for row in session.execute(_HEADS, {"queue": queue}).all()
@@ -278,9 +275,7 @@ def _groups(session: Session, queues: Sequence[str], now: datetime) -> list[Grou
 
 
 def _pages(session: Session, group: Mapping[str, Any]) -> More:
-    def more(last: Waiting | None) -> list[Waiting]:
-        if last is None:
-            return [waiting_of(row) for row in session.execute(_OF_GROUP, group)]
+    def more(last: Waiting) -> list[Waiting]:
         after = {**group, "since": last.ready_at, "after": last.stage_id}
         found = [waiting_of(row) for row in session.execute(_AS_LONG, after)]
         if len(found) < _PAGE:
