@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
@@ -22,6 +23,15 @@ from workers.devices import Devices
 from workers.supervisor import Deps, supervise, take_over
 
 log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An attempt to begin, or to go on with; its devices are taken."""
+
+    stage_id: StageId
+    devices: tuple[str, ...]
+    work: Callable[[], object]
 
 
 class Crew:
@@ -40,18 +50,14 @@ class Crew:
         self._closed = False
         self._looking = threading.Lock()
         self._busy: set[StageId] = set()
-        self._threads: set[threading.Thread] = set()
         self._changed = threading.Condition()
 
     def look(self) -> int:
         """Start what is ready and fits; how many."""
-        if self._closed or self._deps.draining.is_set() or not self._devices.any_free:
-            return 0
-        with self._looking:
-            chosen = self._chooser.choose(self._busy)
-            for stage, devices in chosen:
-                self._start(stage.stage_id, devices)
-        return len(chosen)
+        jobs = self._choose()
+        for job in jobs:
+            self._start(job)
+        return len(jobs)
 
     def close(self) -> None:
         """Start nothing more; what runs goes on."""
@@ -65,43 +71,59 @@ class Crew:
         """Go on with what a predecessor of ours, dead by now, left at work on this host."""
         for found in adoption.adopt(self._deps, self._devices, self._run_id):
             age_s = (self._deps.now() - found.started_at).total_seconds()
-            self._start(
-                found.task.claimed.stage_id,
-                found.devices,
-                partial(take_over, found.task, found.child, age_s, self._deps),
-            )
-
-    def _start(self, stage_id: StageId, devices: tuple[str, ...], work: Callable[[], object] | None = None) -> None:
-        work = work or partial(supervise, stage_id, devices, self._deps)
-        thread = threading.Thread(
-            target=self._work, args=(stage_id, devices, work), name=f"stage {stage_id}", daemon=True
-        )
-        with self._changed:
+            stage_id = found.task.claimed.stage_id
             self._busy.add(stage_id)
-            self._threads.add(thread)
-        thread.start()
+            self._start(Job(stage_id, found.devices, partial(take_over, found.task, found.child, age_s, self._deps)))
 
-    def _work(self, stage_id: StageId, devices: tuple[str, ...], work: Callable[[], object]) -> None:
-        look_again = False
+    def _choose(self) -> list[Job]:
+        """What is ready and fits; from now on it is ours to carry out."""
+        if self._closed or self._deps.draining.is_set() or not self._devices.any_free:
+            return []
+        with self._looking:
+            jobs = [
+                Job(stage.stage_id, devices, partial(supervise, stage.stage_id, devices, self._deps))
+                for stage, devices in self._chooser.choose(self._busy)
+            ]
+            self._busy.update(job.stage_id for job in jobs)
+        return jobs
+
+    def _start(self, job: Job) -> None:
+        threading.Thread(target=self._work, args=(job,), daemon=True).start()
+
+    def _work(self, job: Job | None) -> None:
+        """Carry out one job after another, as long as there is any: a thread of its own for each costs more."""
+        while job is not None:
+            threading.current_thread().name = f"stage {job.stage_id}"
+            job = self._next() if self._carry_out(job) else None
+
+    def _carry_out(self, job: Job) -> bool:
+        """Whether to look for another one."""
         try:
-            work()
-            look_again = True
+            job.work()
+            return True
         except Unreachable as error:
             log.warning("the stage could not be claimed", extra={"error": str(error)})
         except Exception:
-            log.exception("supervising failed", extra={"stage_id": str(stage_id)})
+            log.exception("supervising failed", extra={"stage_id": str(job.stage_id)})
         finally:
-            self._devices.give_back(devices)
+            self._devices.give_back(job.devices)
             with self._changed:
-                self._busy.discard(stage_id)
-                self._threads.discard(threading.current_thread())
+                self._busy.discard(job.stage_id)
                 self._changed.notify_all()
-        if look_again:
-            try:
-                if self.look() == 0 and not self._busy:
-                    self._on_idle()
-            except Unreachable as error:
-                log.warning("the queue could not be read", extra={"error": str(error)})
+        return False
+
+    def _next(self) -> Job | None:
+        """The next job for a thread that has carried out its own; others that fit get threads of their own."""
+        try:
+            jobs = self._choose()
+        except Unreachable as error:
+            log.warning("the queue could not be read", extra={"error": str(error)})
+            return None
+        for job in jobs[1:]:
+            self._start(job)
+        if not jobs and not self._busy:
+            self._on_idle()
+        return jobs[0] if jobs else None
 
     @property
     def lends(self) -> Needs:

@@ -71,6 +71,7 @@ def make_engine(url: str, *, foreign_keys: bool = True) -> Engine:
             pool_size=5,
             max_overflow=30,
             pool_timeout=60,
+            pool_use_lifo=True,  # one that is used has its statements prepared, and idle ones are few
             connect_args={
                 "connect_timeout": 10,
                 "application_name": "rlx",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -167,6 +169,15 @@ def kill_worker(ctx: StageContext) -> None:
     for pid in (worker, nursery):
         os.kill(pid, signal.SIGKILL)
     threading.Event().wait()
+
+
+def draw(ctx: StageContext) -> None:
+    """Import torch, where it was not imported yet, and write down what each global generator draws."""
+    early = "torch" in sys.modules
+    import torch
+
+    drawn = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+    (ctx.output_dir / "drawn.json").write_text(json.dumps([early, *drawn, torch.get_num_threads()]))
 
 
 def modules(ctx: StageContext) -> None:

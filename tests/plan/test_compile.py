@@ -7,7 +7,7 @@ import pytest
 
 from engine.errors import SpecError
 from engine.plan.compile import compile_plan, pick
-from engine.plan.stage import Resources, Stage
+from engine.plan.stage import Needs, Resources, Stage
 from engine.spec.base import SpecModel
 from engine.spec.experiment import Experiment, experiment_type
 
@@ -62,6 +62,16 @@ def test_hardware_reaches_every_stage_and_gives_way_to_the_stages_own() -> None:
 
     assert plan.stage("train").resources == Resources(gpus=8, timeout_s=1800.0)
     assert plan.stage("evaluate").resources == Resources(gpus=2, timeout_s=7200.0)
+
+
+def test_a_light_stage_gets_no_gpu_whatever_the_hardware() -> None:
+    hardware = {"gpus": 2, "device": "cuda", "launcher": "torchrun", "timeout": "2h", "queue": "big"}
+    light = train(resources=Resources(light=True))
+
+    resources = compile_plan(experiment(hardware=hardware), [light]).stages[0].resources
+
+    assert resources == Resources(device="cpu", timeout_s=7200.0, queue="big", light=True)
+    assert resources.needs == Needs(slots=1)
 
 
 def test_how_long_a_stage_may_stand_still_is_a_matter_of_the_stage() -> None:

@@ -10,8 +10,13 @@ import torch
 
 from engine.errors import ResumeError
 from engine.runtime import checkpoint
-from engine.runtime.seeds import derive, rng_state, same_bits_again, seed_everything, set_rng_state
+from engine.runtime.seeds import derive, rng_state, same_bits_again, seed_numpy, seed_torch, set_rng_state
 from engine.runtime.trace import digest
+
+
+def seed_everything(seed: int) -> None:
+    seed_numpy(seed)
+    seed_torch(seed)
 
 
 def draw() -> list[float]:

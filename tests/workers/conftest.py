@@ -94,14 +94,19 @@ def submit(db: Database) -> Callable[..., tuple[Run, StageId]]:
     """`submit("noop", extra=…)` queues a run of one stage of `acceptance/queue_stages.py`."""
 
     def submit(
-        function: str, *, timeout_s: float | None = None, stall_timeout_s: float | None = None, **extra: Any
+        function: str,
+        *,
+        timeout_s: float | None = None,
+        stall_timeout_s: float | None = None,
+        light: bool = False,
+        **extra: Any,
     ) -> tuple[Run, StageId]:
         stage = Stage(
             function,
             f"test.{function}",
             f"queue_stages:{function}",
             (),
-            resources=Resources(timeout_s=timeout_s, stall_timeout_s=stall_timeout_s),
+            resources=Resources(timeout_s=timeout_s, stall_timeout_s=stall_timeout_s, light=light),
             extra=extra,
         )
         with db.write() as session:

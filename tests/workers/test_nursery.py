@@ -46,8 +46,8 @@ def bear(children: Children, tmp_path: Path, name: str = "a") -> Child:
 
 def die(children: Children) -> None:
     """What a nursery sees of a worker that was killed."""
-    assert children._own is not None
-    children._own.channel.shutdown(socket.SHUT_RDWR)
+    for nursery in children._own.values():
+        nursery.channel.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_successor_finds_the_child_and_hears_of_its_end(

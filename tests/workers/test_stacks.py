@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,16 @@ class Started:
         self.all.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
+        _until_asleep(process.pid)
         return process
+
+
+def _until_asleep(pid: int) -> None:
+    """Wait until the process sleeps, as it is about to."""
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
 
 
 @pytest.fixture

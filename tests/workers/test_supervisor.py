@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -289,6 +290,23 @@ def test_a_stage_process_is_warm_and_sees_no_device_that_was_not_lent(db: Databa
             (artifact,) = artifacts.of_run(session, RunId(run.id)).values()
         assert Path(artifact.uri, "gpus.txt").read_text() == visible
         assert Path(artifact.uri, "torch.txt").read_text() == "True"
+
+
+@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
+def test_a_light_stage_starts_without_torch_and_draws_the_same_with_it(
+    db: Database, deps: Deps, submit: Submit
+) -> None:
+    found = []
+    for light in (False, True):
+        run, stage_id = submit("draw", light=light)
+        supervise(stage_id, ("slot:0",), deps)
+        with db.read() as session:
+            (artifact,) = artifacts.of_run(session, RunId(run.id)).values()
+        found.append(json.loads(Path(artifact.uri, "drawn.json").read_text()))
+    (early, *full), (late, *light_one) = found
+    assert early
+    assert not late
+    assert full == light_one
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
