@@ -5,14 +5,21 @@ The edge of the program: below it, settings and databases are arguments.
 
 from __future__ import annotations
 
+import atexit
 from functools import cache
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from engine.errors import NotFound
 from engine.settings import Settings, read_settings
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from engine.store.session import Database
+
+_OPEN: WeakSet[Engine] = WeakSet()
+"""Their engines: these are in cycles, and outlive what refers to them."""
 
 
 @cache
@@ -25,7 +32,16 @@ def store() -> Database:
     """The store, made if this is the embedded default's first use."""
     from engine.store.session import open_database
 
-    return open_database(the_settings())
+    opened = open_database(the_settings())
+    _OPEN.add(opened.engine)
+    return opened
+
+
+@atexit.register
+def _close() -> None:
+    """Close what is still open: SQLite then folds its log into the file, and nobody collects it (see `app.main`)."""
+    for engine in list(_OPEN):
+        engine.dispose()
 
 
 def existing_store() -> Database | None:

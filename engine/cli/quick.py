@@ -1,17 +1,34 @@
-"""Commands that start quickly: plain texts and untouched defaults are taken as they are.
+"""Commands that start quickly: only the one that is named is built, and plain texts are taken as they are.
 
-Typer converts every parameter through pydantic, whose import alone costs more than `rlx ls` may spend on top of the
-database. What does need converting (numbers, paths, choices) still goes typer's way.
+Typer builds every command before it runs one, and converts every parameter through pydantic, whose import alone costs
+more than `rlx ls` may spend on top of the database. What does need converting (numbers, paths, choices) still goes
+typer's way.
 """
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any, get_args
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+
+class QuickTyper(typer.Typer):
+    """An application that builds the command that a line begins with; all of them where it begins with none."""
+
+    def __call__(self, argv: Sequence[str], **options: Any) -> Any:
+        first = argv[0] if argv else ""
+        commands = [info for info in self.registered_commands if info.name == first]
+        groups = [info for info in self.registered_groups if info.name == first]
+        chosen: typer.Typer = self
+        if commands or groups:
+            chosen = copy(self)
+            chosen.registered_commands, chosen.registered_groups = commands, groups
+        return typer.Typer.__call__(chosen, argv, **options)
 
 
 class QuickCommand(TyperCommand):
