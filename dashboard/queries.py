@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from engine.errors import NotFound
 from engine.store import certificates, handles, listing, runs, specs, spent, stages
 from engine.store.listing import SCORE, RunSummary
+from engine.store.names import handle_name
 from engine.store.spent import Timed, Times
 from engine.store.tables import Attempt, Evaluation, Run, RunId, Stage, StageId, StageInput
 
@@ -148,7 +149,7 @@ def find_runs(
     """The newest runs that pass the filters; `name` is looked for in handles and users, tags must all be there."""
     filtered = bool(name or tags)
     found = listing.listing(session, status=list(statuses) or None, limit=None if filtered else limit)
-    wanted = handles.handle_name(name.lower())
+    wanted = handle_name(name.lower())
     found = [
         row
         for row in found
@@ -185,7 +186,7 @@ def resolve(session: Session, handle: str) -> str | None:
 
 def sibling(session: Session, run: RunDetail) -> str | None:
     """The newest run of the same name that was submitted before this one: what one compares it with."""
-    name = handles.handle_name(run.spec_name)
+    name = handle_name(run.spec_name)
     before = select(Run.handle).where(Run.name == name, Run.submitted_at < run.submitted_at)
     return session.scalars(before.order_by(Run.submitted_at.desc()).limit(1)).one_or_none()
 

@@ -34,13 +34,13 @@ def ls(
     from engine.cli.places import existing_store
     from engine.cli.rows import duration_s
     from engine.clock import utc_now
-    from engine.store import runs
+    from engine.store.listing import listing
 
     db, now = existing_store(), utc_now()
     rows: list[dict[str, Any]] = []
     if db is not None:
-        with db.read() as session:
-            listed = runs.listing(session, name=name, status=state, tag=tag, limit=limit)
+        with db.look() as connection:
+            listed = listing(connection, name=name, status=state, tag=tag, limit=limit)
             rows = [
                 {**asdict(found), "seconds": duration_s(found.started_at, found.finished_at, now)} for found in listed
             ]

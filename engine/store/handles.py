@@ -9,14 +9,10 @@ from sqlalchemy.orm import Session
 
 from engine.errors import NotFound
 from engine.store.locks import serialise
+from engine.store.names import handle_name
 from engine.store.tables import Run
 
 LAST = "@last"
-
-
-def handle_name(spec_name: str) -> str:
-    """A spec's name as it begins a handle: `best_lang` is `best-lang`."""
-    return spec_name.replace("_", "-")
 
 
 def next_number(session: Session, name: str) -> int:

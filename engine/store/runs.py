@@ -15,9 +15,10 @@ from engine.errors import Refused
 from engine.plan.hashing import sha256_of
 from engine.plan.stage import Plan
 from engine.store import events
-from engine.store.handles import find, handle_name, next_number
+from engine.store.handles import find, next_number
 from engine.store.listing import RunSummary, listing
 from engine.store.locks import removal_lock, serialise, taken
+from engine.store.names import handle_name
 from engine.store.outcomes import expire, lose
 from engine.store.processes import provably_gone
 from engine.store.readiness import advance, lock_run, settle

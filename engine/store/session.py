@@ -1,4 +1,4 @@
-"""Transactions on the store: `write` for one that changes it, `read` for one that cannot.
+"""Transactions on the store: `write` for one that changes it, `read` and `look` for one that cannot.
 
 Repositories take the session that these hand out; the edge decides where a transaction begins and ends.
 """
@@ -10,16 +10,18 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from engine.errors import NotFound, Refused
 from engine.settings import Settings
 from engine.store import schema
 from engine.store.connection import READING, make_engine, may_retry, sqlite_file, translated
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 T = TypeVar("T")
 _ATTEMPTS = 6
@@ -46,6 +48,8 @@ class Database:
 
         Raises Unreachable where the database does not answer, DiskError where its disk is full.
         """
+        from sqlalchemy.orm import Session  # here, as below: `look` does without
+
         with translated(self.engine.url), Session(self.engine, expire_on_commit=False) as session, session.begin():
             session.connection()  # waits for SQLite's write lock here, before anything was read
             yield session
@@ -53,8 +57,16 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one consistent moment of the store and can change nothing."""
+        from sqlalchemy.orm import Session
+
         with translated(self.engine.url), Session(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield session
+
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """As `read`, for queries that need no objects: importing their mapper takes as long as all else in `rlx ls`."""
+        with translated(self.engine.url), self._reader.connect() as connection:
+            yield connection
 
     def transact(self, work: Callable[[Session], T]) -> T:
         """`work` in a write transaction, run again where it lost against another (a deadlock, PostgreSQL only)."""

@@ -11,6 +11,7 @@ import pytest
 
 from engine.cli import app as edge
 from engine.errors import DataError, FunctionError, NotFound, Problem, Refused, RlxError, SpecError, Unreachable
+from engine.store.session import open_database
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "streamlit", "celery", "numpy", "sqlalchemy", "rich", "pydantic")
@@ -138,3 +139,22 @@ def test_a_reader_that_has_had_enough_is_no_error(tmp_path):
 def test_version(capsys):
     assert edge.run(["--version"]) == 0
     assert capsys.readouterr().out == "rlx 0.1.0\n"
+
+
+def test_listing_imports_no_object_mapper_and_leaves_no_log_of_the_database(tmp_path):
+    """The run of `rlx ls` that people wait for: it reads with plain queries, and closes the store behind it."""
+    open_database(f"sqlite:///{tmp_path / 'rlx.db'}").close()
+    heavy = ("sqlalchemy.orm", "sqlalchemy.dialects.postgresql", "alembic", "pydantic", "rich", "engine.store.tables")
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "engine.cli", "ls", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RLX_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "sqlalchemy" in imported
+    assert not imported & set(heavy)
+    assert [file.name for file in tmp_path.glob("rlx.db*")] == ["rlx.db"]

@@ -3,13 +3,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
 
 from engine.errors import Cause
-from engine.store import evaluations, runs, stages
+from engine.store import evaluations, listing, runs, stages
 from engine.store.listing import RunSummary
 from engine.store.session import Database
 from engine.store.stages import Claimed, Outcome
+from engine.store.tables import METADATA
+from engine.store.transitions import StageStatus
 from tests.store.walk import Clock, Queue
 
 
@@ -115,6 +118,28 @@ def test_without_evaluations_there_is_no_score(db: Database, queue: Queue) -> No
     queue.submit()
     summary = _only(db)
     assert (summary.score_first, summary.score_best, summary.score_last, summary.score_split) == (None,) * 4
+
+
+def test_the_columns_and_states_spelled_out_here_are_the_stores() -> None:
+    for listed in (listing.RUNS, listing.SPECS, listing.STAGES, listing.EVALUATIONS):
+        stored = METADATA.tables[listed.name]
+        for column in listed.c:
+            assert type(column.type) is type(stored.c[column.name].type), f"{listed.name}.{column.name}"
+    assert {listing.SUCCEEDED, *listing.BY_INTEREST} == {str(status) for status in StageStatus}
+
+
+def test_looking_without_objects_finds_the_same(db: Database, queue: Queue) -> None:
+    queue.finish(queue.claim(queue.submit("a", "b", tags=["night"]), "a"))
+    with db.look() as connection:
+        found = listing.listing(connection, tag="night")
+    assert found == [_only(db)]
+    assert found[0].stages_done == 1
+
+
+def test_a_look_can_change_nothing(db: Database, queue: Queue) -> None:
+    queue.submit()
+    with pytest.raises(DBAPIError), db.look() as connection:
+        connection.execute(text("DELETE FROM stages"))
 
 
 def test_the_number_of_queries_does_not_grow_with_the_runs(db: Database, queue: Queue) -> None:

@@ -13,10 +13,10 @@ from sqlalchemy import Column, Connection, MetaData, Table, inspect, select, tex
 from sqlalchemy.types import Boolean, DateTime, Float, Integer, LargeBinary, String, Uuid
 
 from engine.store import schema
-from engine.store.columns import Json
 from engine.store.connection import make_engine
 from engine.store.session import Database
 from engine.store.tables import METADATA
+from engine.store.types import Json
 
 Rows = Mapping[str, list[dict[str, Any]]]
 SEVERAL = 3
