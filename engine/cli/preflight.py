@@ -13,23 +13,27 @@ from engine.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
     from engine.cli.compiling import Compiled
+    from engine.functions.process import HostProcess
 
 
-def check(variants: Sequence[Compiled], *, embedded: bool) -> None:
-    """Check each distinct dataset and model once. Raises SpecError, DataError or ModelError."""
+def check(variants: Sequence[Compiled], *, embedded: bool, host: HostProcess | None = None) -> None:
+    """Check each distinct dataset and model once; the first functions in `host`, if one was started.
+
+    Raises SpecError, DataError or ModelError.
+    """
     datasets: list[Any] = []
     models: list[str] = []
     for variant in variants:
         dataset, name = variant.loaded.resolved["dataset"], variant.loaded.experiment.model.name
         if dataset not in datasets:
+            probe_functions(variant, host=None if datasets else host)
             datasets.append(dataset)
-            probe_functions(variant)
         if name not in models:
             models.append(name)
             check_model(name, embedded=embedded)
 
 
-def probe_functions(variant: Compiled) -> None:
+def probe_functions(variant: Compiled, *, host: HostProcess | None = None) -> None:
     """Run the user's functions on probes; warnings are told, broken contracts raised."""
     from engine.cli.compiling import located
     from engine.data.splits import split_items
@@ -39,7 +43,7 @@ def probe_functions(variant: Compiled) -> None:
     dataset = variant.loaded.resolved["dataset"]
     items = [item for rows in split_items(dataset).values() for item in rows]
     render = chat_render(dataset.get("system_prompt", ""), dataset.get("main_prompt", ""))
-    report = preflight(Sources.of(dataset), items, render, starts=starts(variant))
+    report = preflight(Sources.of(dataset), items, render, starts=starts(variant), host=host)
     for warning in report.warnings:
         warn(warning)
     if report.problems:

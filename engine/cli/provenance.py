@@ -1,7 +1,8 @@
 """What a run was submitted with: the version of our code, the installed packages, and the machine.
 
 Nothing here changes between two submissions on one machine unless something that matters did: `rlx compare` shows
-every difference. It is cheap (two calls of git, one listing of site-packages) because every submission pays for it.
+every difference. It is cheap (three calls of git, one listing of site-packages) because every submission pays for it,
+and can be gathered while something else goes on.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import engine
@@ -37,6 +40,19 @@ def capture() -> Provenance:
     return Provenance(
         code=code(Path(engine.__file__).resolve().parent.parent), packages=packages(), hardware=hardware()
     )
+
+
+def capturing() -> Callable[[], Provenance]:
+    """Begin to `capture`, and wait for it when the result is called: git and nvidia-smi work beside us meanwhile."""
+    found: list[Provenance] = []
+    thread = Thread(target=lambda: found.append(capture()), daemon=True)
+    thread.start()
+
+    def captured() -> Provenance:
+        thread.join()
+        return found[0] if found else capture()
+
+    return captured
 
 
 def user() -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.cli.compiling import Compiled
+    from engine.cli.provenance import Provenance
     from engine.plan.stage import Plan
     from engine.store.session import Database
     from engine.store.tables import Run, RunId
@@ -40,15 +41,27 @@ def submit(
 
     Without a worker elsewhere the run is carried out here, with live progress; Ctrl-C stops it at a checkpoint.
     """
-    from engine.cli.compiling import compiled
-    from engine.cli.places import store, the_settings
-    from engine.cli.preflight import check
+    from contextlib import closing
 
-    variants = compiled(spec, overrides or [], tiny=tiny)
-    check(variants, embedded=the_settings().embedded)
+    from engine.cli import provenance
+    from engine.cli.places import store, the_settings
+    from engine.functions.process import HostProcess
+    from engine.functions.sources import Limits
+
+    # Other processes' work, begun while this one still imports what reads a spec.
+    captured = provenance.capturing()
+    with closing(HostProcess(Limits())) as host:
+        from engine.cli.compiling import compiled
+        from engine.cli.preflight import check
+
+        variants = compiled(spec, overrides or [], tiny=tiny)
+        check(variants, embedded=the_settings().embedded, host=host)
     db = store()
     check_devices([variant.plan for variant in variants])
-    runs = [queue(db, v, tiny=tiny, no_cache=no_cache, priority=priority, tags=tag, note=note) for v in variants]
+    runs = [
+        queue(db, variant, captured(), tiny=tiny, no_cache=no_cache, priority=priority, tags=tag, note=note)
+        for variant in variants
+    ]
     for run in runs:
         answer(run.handle)
     carry_out(db, runs, wait=wait)
@@ -57,6 +70,7 @@ def submit(
 def queue(
     db: Database,
     variant: Compiled,
+    captured: Provenance | None = None,
     *,
     tiny: bool = False,
     no_cache: bool = False,
@@ -64,14 +78,17 @@ def queue(
     tags: list[str] | None = None,
     note: str = "",
 ) -> Run:
-    """Store one variant as a run with its stages ready; the announcement is in the outbox."""
+    """Store one variant as a run with its stages ready; the announcement is in the outbox.
+
+    `captured` is what it is submitted with, if that is known already.
+    """
     from engine.cli import provenance
     from engine.cli.models import with_models
     from engine.clock import utc_now
     from engine.functions.sources import Sources
     from engine.store import runs
 
-    experiment, captured = variant.loaded.experiment, provenance.capture()
+    experiment, captured = variant.loaded.experiment, captured or provenance.capture()
     submission = runs.Submission(
         source=variant.loaded.source,
         resolved=variant.loaded.resolved,

@@ -34,9 +34,9 @@ _FLAGS = ((False, False), (True, False), (False, True), (True, True))
 _NAMES = {code: name for name, code in CODES.items()}
 
 
-def open_functions(sources: Sources, limits: Limits | None = None) -> FunctionHost:
-    """Start a host and load the sources. Raises FunctionError if they do not load."""
-    return FunctionHost(sources, Limits() if limits is None else limits)
+def open_functions(sources: Sources, limits: Limits | None = None, *, host: HostProcess | None = None) -> FunctionHost:
+    """Start a host, or take `host`, and load the sources. Raises FunctionError if they do not load."""
+    return FunctionHost(sources, Limits() if limits is None else limits, host)
 
 
 class FunctionHost:
@@ -45,8 +45,8 @@ class FunctionHost:
     After a FunctionError the object remains usable: a host that had to be killed is replaced at the next call.
     """
 
-    def __init__(self, sources: Sources, limits: Limits) -> None:
-        self._sources, self._limits = sources, limits
+    def __init__(self, sources: Sources, limits: Limits, host: HostProcess | None = None) -> None:
+        self._sources, self._limits, self._spare = sources, limits, host
         self._hash = sources.hash
         self._lock = threading.Lock()
         self._process: HostProcess | None = None
@@ -71,7 +71,7 @@ class FunctionHost:
     @property
     def confinement(self) -> tuple[str, ...]:
         """What confines the running host, in words."""
-        return self._process.confinement if self._process else ()
+        return self._process.confinement() if self._process else ()
 
     @property
     def pid(self) -> int | None:
@@ -176,7 +176,8 @@ class FunctionHost:
         """A new host that knows the sources and every open text."""
         if self._closed:
             raise RuntimeError("these functions are closed")
-        process = HostProcess(self._limits)
+        process, self._spare = self._spare or HostProcess(self._limits), None
+        process.confinement()
         self._process = process
         try:
             ok, result, printed = process.ask(["load", {name: getattr(self._sources, name) for name in FUNCTIONS}])

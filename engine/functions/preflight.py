@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from engine.errors import FunctionError, Problem, SpecError
 from engine.functions.client import FunctionHost, open_functions
+from engine.functions.process import HostProcess
 from engine.functions.sources import FUNCTIONS, Limits, Sources
 
 _ITEMS = 8
@@ -72,19 +73,20 @@ def preflight(
     *,
     limits: Limits | None = None,
     starts: Mapping[str, tuple[str, int]] | None = None,
+    host: HostProcess | None = None,
 ) -> Report:
-    """Probe every function on up to eight of the items.
+    """Probe every function on up to eight of the items, in `host` if one was started.
 
     `starts` says, by function, in which file and at which line its source begins, so that problems can point there.
     """
     findings = _Findings(starts or {})
     try:
-        host = open_functions(sources, limits)
+        functions = open_functions(sources, limits, host=host)
     except FunctionError as error:
         findings.broken(error)
         return findings.report({})
-    with host:
-        probed = _Probed(host, sources, render or chat_render(), findings)
+    with functions:
+        probed = _Probed(functions, sources, render or chat_render(), findings)
         for item in _spread(items):
             probed.try_item(item)
         latencies = probed.latencies(items[0]) if items and not findings.problems else {}

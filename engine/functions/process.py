@@ -60,7 +60,10 @@ class Died(Exception):
 
 
 class HostProcess:
-    """A running host. `ask` either returns its answer or raises Died, after which the object is of no more use."""
+    """A host that was started; `confinement` waits until it is up, and comes before anything else.
+
+    `ask` either returns its answer or raises Died, after which the object is of no more use.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -101,16 +104,22 @@ class HostProcess:
             ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, int((seconds - whole) * 1e6)))
         self._reader = wire.Reader(ours)
         self._cpu_clock = (~self._process.pid << 3) | 2  # clock_getcpuclockid(3), which Python does not offer
-        try:
-            self.confinement: tuple[str, ...] = tuple(self._receive(limits.load_s))
-        except Died as death:
-            raise RlxError(
-                f"the host of the user's functions does not start: {death.message}\n{death.report}"
-            ) from None
+        self._confinement: tuple[str, ...] | None = None
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def confinement(self) -> tuple[str, ...]:
+        """What confines the host, in words, once it is up. Raises RlxError where it does not start."""
+        if self._confinement is None:
+            try:
+                self._confinement = tuple(self._receive(self._limits.load_s))
+            except Died as death:
+                raise RlxError(
+                    f"the host of the user's functions does not start: {death.message}\n{death.report}"
+                ) from None
+        return self._confinement
 
     def ask(self, request: list[Any]) -> Any:
         """One round trip: [ok, result or report, printed]."""

@@ -74,7 +74,7 @@ def test_hardware_is_what_the_kernel_says():
 
 
 def test_two_captures_on_one_machine_are_equal():
-    assert provenance.capture() == provenance.capture()
+    assert provenance.capture() == provenance.capture() == provenance.capturing()()
 
 
 def test_gpus_are_read_off_the_drivers_tool(tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from engine.errors import DataError, FunctionError
 from engine.functions.client import FunctionHost, open_functions
-from engine.functions.sources import Sources
+from engine.functions.process import HostProcess
+from engine.functions.sources import Limits, Sources
 from engine.runtime.context import Functions
 
 SOURCES = Sources(
@@ -204,6 +205,16 @@ def test_a_closed_host_is_gone_and_says_so() -> None:
         os.kill(pid, 0)
     with pytest.raises(RuntimeError, match="closed"):
         host.done(["x"])
+
+
+def test_a_host_that_was_started_earlier_is_taken_once() -> None:
+    spare = HostProcess(Limits())
+    with open_functions(SOURCES, host=spare) as host:
+        assert host.pid == spare.pid
+        assert host.confinement == spare.confinement()
+        os.kill(spare.pid, signal.SIGKILL)
+        assert host.done(["the end"]) == [True]
+        assert host.pid != spare.pid
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a loop that no signal handler interrupts"])

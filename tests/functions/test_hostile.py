@@ -18,6 +18,7 @@ import pytest
 
 from engine.errors import Cause, ExitCode, FunctionError, RlxError
 from engine.functions.client import open_functions
+from engine.functions.process import HostProcess
 from engine.functions.sources import Limits, Sources
 
 LIMITS = Limits(call_s=0.3, wall_s=2.0, memory=512 << 20)
@@ -302,6 +303,9 @@ def test_a_host_that_cannot_start_says_why() -> None:
         open_functions(Sources(), Limits(memory=1 << 20))
 
     assert not isinstance(caught.value, FunctionError)
+    # Nor does one that was started before it was wanted.
+    with pytest.raises(RlxError, match="does not start"):
+        open_functions(Sources(), host=HostProcess(Limits(memory=1 << 20)))
 
 
 def test_the_layers_in_force_are_named() -> None:
