@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Most commands live for less than a second. What the collector would find among the classes that they import, first
     while those are built and again at the end, is next to nothing, and the search is a third of what `rlx ls` takes.
     """
-    gc.set_threshold(50_000)
+    gc.set_threshold(200_000)
     code = run(list(sys.argv[1:] if argv is None else argv))
     gc.freeze()
     sys.exit(code)
