@@ -103,7 +103,9 @@ def schema(
 
     config = method_config(method)
     if as_json:
-        answer_json(config.model_json_schema())
+        from engine.spec.help import WithHelp
+
+        answer_json(config.model_json_schema(schema_generator=WithHelp))
         return
     answer(style(f"algorithm: {{name: {method}}}", None, bold=True))
     answer((config.__doc__ or "").strip())
@@ -116,7 +118,10 @@ def schema(
 
 def _keys(config: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
     """Every key of a config by dotted path: its type, its default, its help. Blocks are entered."""
+    from engine.spec.help import field_help
+
     rows: list[tuple[str, str, str, str]] = []
+    texts = field_help(config)
     for name, field in config.model_fields.items():
         if prefix == "" and name == "name":
             continue
@@ -126,7 +131,7 @@ def _keys(config: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
             continue
         kind = getattr(inner, "__name__", None) if not getattr(inner, "__args__", None) else str(inner)
         default = "(required)" if field.is_required() else _yaml(field.get_default(call_default_factory=True))
-        text = " ".join((field.description or "").split())
+        text = " ".join(texts.get(name, "").split())
         rows.append(
             (f"{prefix}{name}", (kind or str(inner)).replace("typing.", "").replace("NoneType", "null"), default, text)
         )

@@ -25,7 +25,6 @@ class SpecModel(BaseModel):
         strict=True,
         allow_inf_nan=False,
         validate_default=False,
-        use_attribute_docstrings=True,
         protected_namespaces=(),
     )
 

@@ -107,13 +107,12 @@ def _experiment_type(methods: tuple[tuple[str, type[SpecModel]], ...]) -> type[E
     annotation: Any = reduce(or_, configs)
     if len(configs) > 1:
         annotation = Annotated[annotation, Field(discriminator="name")]
-    description = Experiment.model_fields["algorithm"].description
     return create_model(
         "Experiment",
         __base__=Experiment,
         __doc__=Experiment.__doc__,
         __module__=__name__,
-        algorithm=(annotation, Field(description=description)),
+        algorithm=(annotation, ...),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.spec.base import SpecModel
 from engine.spec.experiment import experiment_type
+from engine.spec.help import WithHelp
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 _OPENAPI = ("discriminator",)
@@ -19,7 +20,7 @@ _OPENAPI = ("discriminator",)
 
 def json_schema(methods: Mapping[str, type[SpecModel]]) -> dict[str, Any]:
     """The schema of a spec file whose `algorithm` is one of these configs."""
-    raw = experiment_type(methods).model_json_schema(ref_template="#/definitions/{model}")
+    raw = experiment_type(methods).model_json_schema(ref_template="#/definitions/{model}", schema_generator=WithHelp)
     schema: dict[str, Any] = _draft7(raw)
     schema["$schema"] = DIALECT
     schema["title"] = "rlx experiment"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from engine.spec.base import Duration, Size, SpecModel
+from engine.spec.help import field_help
 
 DURATION, SIZE = TypeAdapter(Duration), TypeAdapter(Size)
 
@@ -110,4 +111,4 @@ def test_blocks_are_frozen_and_explain_themselves() -> None:
     with pytest.raises(ValidationError):
         Block().count = 2  # type: ignore[misc]  # what is tested
 
-    assert Block.model_fields["words"].description == "Some words."
+    assert field_help(Block) == {"words": "Some words."}
