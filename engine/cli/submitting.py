@@ -157,6 +157,9 @@ def queues_of(db: Database, run_id: RunId) -> list[str]:
 
 def check_devices(plans: Sequence[Plan]) -> None:
     """Refuse what would wait for ever: GPUs that this machine lacks, where no other worker could lend them."""
+    stages = [stage for plan in plans for stage in plan.stages if stage.resources.gpus]
+    if not stages:
+        return
     from engine.cli.places import the_settings
     from engine.errors import Refused
     from workers import dispatch
@@ -166,7 +169,7 @@ def check_devices(plans: Sequence[Plan]) -> None:
     if not settings.embedded or dispatch.find_alive(settings):
         return
     here = len(gpus_here())
-    for stage in (stage for plan in plans for stage in plan.stages):
+    for stage in stages:
         if stage.resources.gpus > here:
             raise Refused(
                 f"stage {stage.name!r} asks for {stage.resources.gpus} GPU{'s' * (stage.resources.gpus > 1)}, and this "
