@@ -2,7 +2,8 @@
 
     python bench/queue.py [--stages 400] [--slots 2] [--services]
 
-Every stage is forked, writes a file, has it hashed into the artifact store, and is committed with its events. The
+Every stage is forked, writes a file, has it hashed into the artifact store, and is committed with its events: light
+ones, which do without torch, from a small parent, others from one that has imported it. The
 peers in the same run do less: Celery's own prefork worker with a task that writes the same file over the same broker
 (no state, no artifact, no process of its own, nothing survives a crash), and a Python process a stage that imports
 torch and transformers, as scripts do. `--services` measures PostgreSQL with Redis too, at RLX_TEST_POSTGRES and
@@ -50,7 +51,7 @@ for number in range(int(first), int(stop)):
 """
 
 
-def until(condition: Callable[[], object], pause_s: float = 0.02) -> None:
+def until(condition: Callable[[], object], pause_s: float = 0.05) -> None:
     """Wait for it; give up loudly."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
@@ -235,16 +236,22 @@ def main() -> None:
     parser.add_argument("--services", action="store_true")
     given = parser.parse_args()
     scripts = a_process_each()
-    print("| store and broker | stages/s | promised | Celery's own tasks/s | × a process each |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| store and broker | light stages/s | promised | with torch | Celery's own tasks/s | × a process each |")
+    print("| --- | --- | --- | --- | --- | --- |")
     kinds = [("SQLite, filesystem", False, "filesystem://", 50)]
     if given.services:
         kinds.append(("PostgreSQL, Redis", True, REDIS, 100))
     for label, services, broker, promised in kinds:
-        with installation(services) as settings:
-            rate = ours(settings, given.stages, given.slots)
+        rates = {}
+        for light in (True, False):
+            with installation(services) as settings:
+                rates[light] = ours(settings, given.stages, given.slots, light=light)
         peer = bare_celery(broker, given.stages, given.slots)
-        print(f"| {label} | {rate:.0f} | {promised} | {peer:.0f} | {rate / scripts:.0f} |", flush=True)
+        print(
+            f"| {label} | {rates[True]:.0f} | {promised} | {rates[False]:.0f} | {peer:.0f} "
+            f"| {rates[False] / scripts:.0f} |",
+            flush=True,
+        )
     with installation(services=False) as settings:
         typed, committed = first_step(settings)
     print(
