@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -11,6 +12,7 @@ from engine.errors import NotFound
 from engine.store.locks import serialise
 from engine.store.names import handle_name
 from engine.store.tables import Run
+from engine.store.upsert import dialect_of
 
 LAST = "@last"
 
@@ -33,7 +35,11 @@ def find(session: Session, handle: str) -> Run:
     exact = session.scalars(select(Run).where(Run.handle == wanted)).one_or_none()
     if exact is not None:
         return exact
-    begins = select(Run.handle).where(Run.handle.startswith(wanted, autoescape=True)) if wanted else select(Run.handle)
+    begins = select(Run.handle)
+    if wanted:
+        begins = begins.where(Run.handle.startswith(wanted, autoescape=True))
+        if dialect_of(session) == "sqlite":  # whose LIKE looks at every handle; it compares texts by their code points
+            begins = begins.where(Run.handle.between(wanted, wanted + chr(sys.maxunicode)))
     candidates = list(session.scalars(begins.order_by(Run.submitted_at.desc()).limit(6)))
     if len(candidates) == 1:
         return session.scalars(select(Run).where(Run.handle == candidates[0])).one()

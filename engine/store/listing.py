@@ -12,13 +12,26 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Boolean, Float, Integer, String, Text, Uuid, column, select, table
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Float,
+    Integer,
+    String,
+    Text,
+    Uuid,
+    column,
+    func,
+    select,
+    table,
+)
 
 from engine.store.names import handle_name
 from engine.store.types import BigId, Json, UtcDateTime
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
     from engine.store.tables import RunId
@@ -124,11 +137,11 @@ def listing(
         query = query.where(RUNS.c.name == handle_name(name))
     if status is not None:
         query = query.where(RUNS.c.status.in_([status] if isinstance(status, str) else [str(one) for one in status]))
-    if limit is not None and tag is None:
+    if tag is not None:
+        query = query.where(_tagged(session, tag))
+    if limit is not None:
         query = query.limit(limit)
     rows = session.execute(query).all()
-    if tag is not None:
-        rows = [row for row in rows if tag in row.tags][:limit]
     summaries = {
         row.id: RunSummary(
             id=row.id,
@@ -152,6 +165,15 @@ def listing(
     _add_progress(session, summaries)
     _add_scores(session, summaries)
     return list(summaries.values())
+
+
+def _tagged(session: Session | Connection, tag: str) -> ColumnElement[bool]:
+    """Whether a run has the tag, for the database to find out: of many runs it sends those that have it."""
+    bound = session if isinstance(session, Connection) else session.get_bind()
+    if bound.dialect.name == "postgresql":
+        return func.jsonb_exists(RUNS.c.tags, tag)
+    each = func.json_each(RUNS.c.tags).table_valued("value")
+    return select(each.c.value).where(each.c.value == tag).correlate(RUNS).exists()
 
 
 def _add_progress(session: Session | Connection, summaries: dict[UUID, RunSummary]) -> None:

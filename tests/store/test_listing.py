@@ -60,6 +60,16 @@ def test_newest_first_and_as_many_as_asked_for(db: Database, queue: Queue, clock
         assert [row.handle for row in runs.listing(session, limit=2)] == ["best-lang-3", "best-lang-2"]
 
 
+@pytest.mark.parametrize("tag", ['say "night"', "night%", "nüit", "night", "1"])
+def test_a_tag_is_the_whole_tag(db: Database, queue: Queue, tag: str) -> None:
+    made = queue.submit(tags=["other", tag])
+    queue.submit(tags=["nigh", "tonight", "11", 'say \\"night\\"', "n"])
+    queue.submit()
+    with db.read() as session:
+        assert [row.id for row in runs.listing(session, tag=tag)] == [made.id]
+        assert runs.listing(session, tag="absent") == []
+
+
 def test_filters_by_name_status_and_tag(db: Database, queue: Queue, clock: Clock) -> None:
     queue.submit(name="best_lang", tags=["night"])
     clock.advance(1)
