@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import create_engine, func, make_url, select, text
+from parts.stores import fresh_store
+from sqlalchemy import func, select
 
 from engine.clock import utc_now
 from engine.plan.stage import Plan, Resources, Stage
 from engine.settings import Settings, read_settings
-from engine.store import runs, schema
+from engine.store import runs
 from engine.store.session import Database, open_database
 from engine.store.tables import Metric, Run, Series
 from engine.store.tables import Stage as StageRow
@@ -37,7 +38,6 @@ from workers.children import python_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = str(Path(__file__).resolve().parent / "noop")
-POSTGRES = os.environ.get("RLX_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 REDIS = os.environ.get("RLX_TEST_REDIS", "redis://127.0.0.1:6379/9")
 A_RUN = 10
 PATIENCE_S = 600.0
@@ -67,18 +67,8 @@ def installation(services: bool) -> Iterator[Settings]:
         if not services:
             yield read_settings({"RLX_HOME": folder})
             return
-        name = f"rlx_bench_{uuid.uuid4().hex[:12]}"
-        admin = create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
-        with admin.connect() as connection:
-            connection.execute(text(f'CREATE DATABASE "{name}"'))
-        try:
-            url = make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
-            schema.upgrade(url)
-            yield read_settings({"RLX_HOME": folder, "RLX_DATABASE_URL": url, "RLX_BROKER_URL": REDIS})
-        finally:
-            with admin.connect() as connection:
-                connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
-            admin.dispose()
+        with fresh_store("PostgreSQL", Path(folder)) as database:
+            yield read_settings({"RLX_HOME": folder, "RLX_DATABASE_URL": database.url, "RLX_BROKER_URL": REDIS})
 
 
 @contextmanager

@@ -11,58 +11,31 @@ at first.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, insert, make_url, text
+from parts.stores import fresh_store
+from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
 from engine.clock import utc_now
 from engine.errors import NotFound
 from engine.plan.stage import Plan
-from engine.store import outbox, queue, runs, schema, stages
+from engine.store import outbox, queue, runs, stages
 from engine.store.columns import table_of
-from engine.store.session import Database, open_database
+from engine.store.session import Database
 from engine.store.tables import Run, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
-POSTGRES = os.environ.get("RLX_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 BATCH = 500
 WAITING = 1_000
-
-
-@contextmanager
-def store(services: bool) -> Iterator[Database]:
-    """An empty store of its own, on SQLite or PostgreSQL."""
-    with tempfile.TemporaryDirectory() as folder:
-        if not services:
-            database = open_database(f"sqlite:///{folder}/rlx.db")
-            yield database
-            database.close()
-            return
-        name = f"rlx_bench_{uuid.uuid4().hex[:12]}"
-        admin = create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
-        with admin.connect() as connection:
-            connection.execute(text(f'CREATE DATABASE "{name}"'))
-        try:
-            url = make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
-            schema.upgrade(url)
-            database = open_database(url)
-            yield database
-            database.close()
-        finally:
-            with admin.connect() as connection:
-                connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
-            admin.dispose()
 
 
 def fill(db: Database, first: int, count: int, stages_each: int) -> None:
@@ -209,7 +182,8 @@ def main() -> None:
     given = parser.parse_args()
     for services in (False, True) if given.services else (False,):
         rows: dict[str, list[str]] = {}
-        with store(services) as db:
+        kind = "PostgreSQL" if services else "SQLite"
+        with tempfile.TemporaryDirectory() as folder, fresh_store(kind, Path(folder)) as db:
             held, before = 0, size(db)
             for count in given.runs:
                 fill(db, held, count - held, given.stages)
@@ -222,7 +196,7 @@ def main() -> None:
                 for label, (writes, work) in questions(held - 1).items():
                     rows.setdefault(label, []).append(f"{ask(db, writes, work):.1f}")
             each = (size(db) - before) / held
-        print(f"| {'PostgreSQL' if services else 'SQLite'}, ms | {' | '.join(f'{n:,} runs' for n in given.runs)} |")
+        print(f"| {kind}, ms | {' | '.join(f'{n:,} runs' for n in given.runs)} |")
         print(f"| --- |{' --- |' * len(given.runs)}")
         for label, figures in rows.items():
             print(f"| {label} | {' | '.join(figures)} |")

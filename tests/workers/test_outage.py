@@ -21,26 +21,25 @@ from engine.store.schema import upgrade
 from engine.store.session import Database, open_database
 from engine.store.tables import Attempt, Run, RunId, StageId
 from tests.acceptance.test_queue import Lab
-from tests.private_postgres import PrivatePostgres, absent
+from tests.faults.servers import Postgres
 from tests.workers.conftest import STAGES
 from tests.workers.test_supervisor import Submit, Supervision, expected_total, reached, status
 from workers.housekeeping import Housekeeping
 from workers.supervisor import Deps, supervise
 
-pytestmark = pytest.mark.skipif(absent() is not None, reason=str(absent()))
+pytestmark = pytest.mark.skipif(Postgres.absent() is not None, reason=str(Postgres.absent()))
 STEPS, PAUSE, AGAIN = 9, 5, 8
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PrivatePostgres]:
-    server = PrivatePostgres()
-    upgrade(server.url)
-    yield server
-    server.close()
+def server() -> Iterator[Postgres]:
+    with Postgres() as server:
+        upgrade(server.url)
+        yield server
 
 
 @pytest.fixture
-def db(server: PrivatePostgres) -> Iterator[Database]:
+def db(server: Postgres) -> Iterator[Database]:
     database = open_database(server.url)
     yield database
     database.close()
@@ -52,7 +51,7 @@ def gate(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def lab(settings: Settings, gate: Path, server: PrivatePostgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def lab(settings: Settings, gate: Path, server: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     """An installation on the server, for workers that are processes of their own."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(STAGES), os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("RLX_PRELOAD", "")
@@ -65,6 +64,7 @@ def lab(settings: Settings, gate: Path, server: PrivatePostgres, monkeypatch: py
 
 
 Until = Callable[..., object]
+End = Callable[[Postgres], None]
 
 
 def ended(db: Database, run: Run, stage_id: StageId) -> list[Attempt]:
@@ -86,14 +86,20 @@ def ended(db: Database, run: Run, stage_id: StageId) -> list[Attempt]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("end", [Postgres.stop, Postgres.kill])
 def test_a_stage_goes_on_through_an_outage_and_nothing_is_done_twice(
-    db: Database, deps: Deps, submit: Submit, gate: Path, until: Until, server: PrivatePostgres, mode: str
+    db: Database,
+    deps: Deps,
+    submit: Submit,
+    gate: Path,
+    until: Until,
+    server: Postgres,
+    end: Callable[[Postgres], None],
 ) -> None:
     run, stage_id = submit("count", steps=STEPS, pause_at=PAUSE, gate=str(gate))
     supervision = Supervision(stage_id, deps)
     reached(gate, until)
-    server.stop(mode)
+    end(server)
     gate.touch()
     # It ends while the database is away: its process leaves, its artifact is stored, its last reports are on the disk.
     until(lambda: list((deps.settings.home / "artifacts").glob("*/*/total.txt")))
@@ -108,12 +114,12 @@ def test_a_stage_goes_on_through_an_outage_and_nothing_is_done_twice(
 
 
 def test_a_stage_killed_in_an_outage_goes_on_from_a_checkpoint_that_only_the_disk_knew(
-    db: Database, deps: Deps, submit: Submit, gate: Path, until: Until, server: PrivatePostgres
+    db: Database, deps: Deps, submit: Submit, gate: Path, until: Until, server: Postgres
 ) -> None:
     run, stage_id = submit("count", steps=STEPS, pause_at=PAUSE, pause_again_at=AGAIN, gate=str(gate))
     supervision = Supervision(stage_id, deps)
     (pid,) = reached(gate, until)
-    server.stop()
+    server.kill()
     gate.touch()
     until(lambda: spooled(deps.settings, AGAIN))
     os.kill(pid, signal.SIGKILL)
@@ -128,13 +134,13 @@ def test_a_stage_killed_in_an_outage_goes_on_from_a_checkpoint_that_only_the_dis
 
 
 def test_what_a_dead_worker_left_is_delivered_by_the_next_on_its_host(
-    db: Database, lab: Lab, gate: Path, until: Until, server: PrivatePostgres
+    db: Database, lab: Lab, gate: Path, until: Until, server: Postgres
 ) -> None:
     stage = lab.count()
     run = lab.submit(replace(stage, extra={**stage.extra, "pause_again_at": AGAIN}))
     worker = lab.worker(lease_s=2)
     pid = lab.paused()
-    server.stop()
+    server.kill()
     gate.touch()
     until(lambda: spooled(lab.settings, AGAIN))
     worker.kill()
@@ -152,12 +158,12 @@ def test_what_a_dead_worker_left_is_delivered_by_the_next_on_its_host(
 
 
 def test_an_outcome_that_a_dead_worker_kept_waiting_is_recorded_by_the_next(
-    db: Database, lab: Lab, gate: Path, until: Until, server: PrivatePostgres
+    db: Database, lab: Lab, gate: Path, until: Until, server: Postgres
 ) -> None:
     run = lab.submit(lab.count())
     worker = lab.worker()
     pid = lab.paused()
-    server.stop()
+    server.kill()
     gate.touch()
     until(lambda: list(lab.settings.work.glob("*/outcome.json")))
     until(lambda: process_started(pid) is None)
@@ -185,13 +191,13 @@ class Shifted:
 
 
 def test_leases_that_could_not_be_renewed_for_an_hour_are_renewed_first(
-    db: Database, deps: Deps, submit: Submit, gate: Path, until: Until, server: PrivatePostgres
+    db: Database, deps: Deps, submit: Submit, gate: Path, until: Until, server: Postgres
 ) -> None:
     now = Shifted()
     run, stage_id = submit("count", steps=STEPS, pause_at=PAUSE, gate=str(gate))
     supervision = Supervision(stage_id, replace(deps, now=now))
     reached(gate, until)
-    server.stop()
+    server.kill()
     now.more = timedelta(hours=1)
     server.start()
     keeper = Housekeeping(db, "me", lambda message: None, lambda: None, now, lease_s=60)
