@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# pip compiles what it copies; of an editable package every command would, where bytecode may not be written.
+COMPILE := $(BIN)/python -m compileall -q engine workers dashboard migrations
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench docs gpu install install-dev clean
@@ -46,10 +48,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet --progress-bar off -c constraints.txt -e .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	@$(COMPILE)
 	@touch $@ $(VENV)/.run
 
 clean:  ## remove the environment and the local home (runs, checkpoints, logs)

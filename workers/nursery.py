@@ -38,6 +38,9 @@ PRELOADED = (
     "engine.lm.hf",
     "engine.lm.learner",
     "engine.lm.warmup",
+    "engine.methods.archer.stages",
+    "engine.methods.ppo.stages",
+    "engine.methods.reinforce.stages",
 )
 """What most stages need, and would import each anew. `RLX_PRELOAD`, separated by commas, replaces the list."""
 
