@@ -38,6 +38,7 @@ PRELOADED = (
     "engine.lm.hf",
     "engine.lm.learner",
     "engine.lm.warmup",
+    "engine.methods.dialogue.prepare",
     "engine.methods.archer.stages",
     "engine.methods.ppo.stages",
     "engine.methods.reinforce.stages",
