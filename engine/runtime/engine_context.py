@@ -48,6 +48,8 @@ log = get_logger(__name__)
 PATIENCE_S = 5.0
 """How long a stage that is through waits for a database that does not answer, before it leaves its last reports to
 its supervisor, in the spool."""
+MOST_LOGGED = 500_000
+"""Calls of `log` that wait in memory while neither the database nor the disk takes them; with more the stage fails."""
 DISK_WITHIN_S = 600.0
 """How long it waits where the disk takes them no more either."""
 
@@ -123,8 +125,10 @@ class EngineContext:
         return self._watch.spent(activity)
 
     def log(self, step: int, metrics: Mapping[str, float] | None = None, **more: float) -> None:
-        """Record metrics at `step`."""
+        """Record metrics at `step`. Raises DiskError where too many wait, for neither database nor disk takes them."""
         self._watch.beat()
+        if self._metrics.held > MOST_LOGGED:
+            self._keep_metrics()
         self._metrics.log(step, {**metrics, **more} if metrics and more else metrics or more)
 
     def progress(self, done: float, total: float, note: str = "") -> None:

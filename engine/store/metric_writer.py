@@ -92,6 +92,11 @@ class MetricWriter:
         return self._stale
 
     @property
+    def held(self) -> int:
+        """How many calls of `log` wait in memory: many only while neither database nor disk takes them."""
+        return len(self._pending)
+
+    @property
     def spooled(self) -> bool:
         """Whether points wait on the local disk for the database to come back."""
         return self._spool.waiting

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from engine.errors import StaleAttempt
+from engine.errors import DiskError, StaleAttempt
 from engine.runtime import delivery, engine_context, left_behind
 from engine.runtime.context import Evaluation, ItemScore, Sample
 from engine.runtime.engine_context import EngineContext
@@ -28,6 +28,7 @@ from engine.store.tables import Sample as Row
 from tests.runtime.conftest import NOW
 from tests.runtime.outages import Line, kill, until
 from tests.runtime.test_engine_context import no_functions
+from tests.runtime.test_spool import no_file_longer_than
 
 Claim = Callable[..., Task]
 
@@ -351,6 +352,31 @@ def test_during_an_outage_retention_keeps_what_it_would_keep(db: Database, claim
     assert rows == [(4, ["best"]), (7, []), (8, ["latest"])]
     assert sorted(path.name for path in task.checkpoints.glob("attempt-1/step-*")) == ["step-4", "step-7", "step-8"]
     ctx.close()
+
+
+def test_where_neither_takes_metrics_the_stage_ends_before_its_memory_does(
+    db: Database, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_context, "MOST_LOGGED", 50)
+    task, ctx, line = begun(claim, db)
+    line.cut = True
+    logged = 0
+
+    def log_many() -> None:
+        nonlocal logged
+        while logged < 10_000:
+            ctx.log(logged, loss=float(logged))
+            logged += 1
+
+    with no_file_longer_than(1), pytest.raises(DiskError, match="spool"):
+        log_many()
+    assert 50 <= logged < 10_000
+    line.cut = False
+    until(ctx.deliver)
+    ctx.close()
+    with db.read() as session:
+        points = metrics.curve(session, task.claimed.run_id, "loss", buckets=10_000).points
+    assert [point.value for point in points] == [float(at) for at in range(logged)]
 
 
 def test_what_the_store_refuses_is_set_aside_for_a_person(db: Database, claim: Claim) -> None:
