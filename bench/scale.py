@@ -4,8 +4,8 @@
 
 A store is filled with ended runs of one experiment, ten stages each, and a thousand stages that wait; then each
 question that a command, a worker or its housekeeping asks all the time is asked of it. Milliseconds, medians of five;
-and how many bytes a run and its stages take. The smallest store of the same run is the peer: what grows is what to look
-at first.
+and how many bytes a run and its stages take. Then, in an empty store, what runs of many stages take (asked once). The
+smallest store of the same run is the peer: what grows is what to look at first.
 """
 
 from __future__ import annotations
@@ -27,15 +27,20 @@ from sqlalchemy.orm import Session
 
 from engine.clock import utc_now
 from engine.errors import NotFound
-from engine.plan.stage import Plan
-from engine.store import outbox, queue, runs, stages
+from engine.plan.stage import Plan, Stage
+from engine.store import outbox, queue, runs, stages, workers
+from engine.store.artifact_store import StoredArtifact
 from engine.store.columns import table_of
 from engine.store.session import Database
-from engine.store.tables import Run, Stage
+from engine.store.stages import Outcome
+from engine.store.tables import Run, StageId
+from engine.store.tables import Stage as StageRow
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 500
 WAITING = 1_000
+WIDE = (10, 100, 1_000, 10_000)
+"""Stages of a single run."""
 
 
 def fill(db: Database, first: int, count: int, stages_each: int) -> None:
@@ -85,7 +90,7 @@ def fill(db: Database, first: int, count: int, stages_each: int) -> None:
                 stage_rows.append(_stage(run_id, position, stage, "succeeded", when))
         with db.write() as session:
             session.execute(insert(table_of(Run)), run_rows)
-            session.execute(insert(table_of(Stage)), stage_rows)
+            session.execute(insert(table_of(StageRow)), stage_rows)
 
 
 def _stage(run_id: Any, position: int, stage: Any, status: str, when: Any) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def queued(db: Database) -> None:
         run = runs.submit(session, Plan("queued", 0, variant.plan.stages), submission, now=utc_now())
         stage = variant.plan.stages[0]
         rows = [_stage(run.id, 100 + n, stage, "ready", utc_now() + timedelta(days=1)) for n in range(WAITING)]
-        session.execute(insert(table_of(Stage)), rows)
+        session.execute(insert(table_of(StageRow)), rows)
 
 
 def questions(last: int) -> dict[str, tuple[bool, Callable[[Session], object]]]:
@@ -164,6 +169,33 @@ def ask(db: Database, writes: bool, work: Callable[[Session], object]) -> float:
     return statistics.median(times)
 
 
+def one_run(db: Database, count: int) -> dict[str, float]:
+    """Milliseconds that a run of so many independent stages takes at its submission and around one of its attempts."""
+    now, times = utc_now(), {}
+    planned = tuple(Stage(f"s{n}", "bench", "bench:stage", (), extra={"n": n, "of": count}) for n in range(count))
+
+    def timed(label: str, work: Callable[[Session], Any]) -> Any:
+        begun = time.perf_counter()
+        with db.write() as session:
+            found = work(session)
+        times[label] = 1e3 * (time.perf_counter() - begun)
+        return found
+
+    submission = runs.Submission(source="", resolved={"stages": count})
+    run = timed("submit", lambda session: runs.submit(session, Plan("wide", 0, planned), submission, now=now))
+    with db.write() as session:
+        worker = workers.register(
+            session, name="w", host="bench", pid=1, pid_started=None, queues=["default"], slots=1, now=now
+        )
+        first = StageId(stages.for_run(session, run.id)[0].id)
+    claimed = timed(
+        "claim", lambda session: stages.claim(session, first, worker=worker, devices=["slot:0"], now=now, lease_s=60)
+    )
+    artifact = StoredArtifact(sha256=uuid.uuid4().hex * 2, uri="file:///nowhere", kind="bench", bytes=1, files=1)
+    timed("end", lambda session: stages.finish(session, claimed, Outcome.succeeded(artifact), now=now))
+    return times
+
+
 def size(db: Database) -> int:
     """Bytes of the whole store."""
     with db.read() as session:
@@ -201,6 +233,13 @@ def main() -> None:
         for label, figures in rows.items():
             print(f"| {label} | {' | '.join(figures)} |")
         print(f"\nA run with its {given.stages} stages takes {each / 1024:.1f} KiB.\n", flush=True)
+        with tempfile.TemporaryDirectory() as folder, fresh_store(kind, Path(folder)) as db:
+            wide = {count: one_run(db, count) for count in WIDE}
+        print(f"| {kind}, one run, ms | {' | '.join(f'{count:,} stages' for count in wide)} |")
+        print(f"| --- |{' --- |' * len(wide)}")
+        for label in ("submit", "claim", "end"):
+            print(f"| {label} | {' | '.join(f'{times[label]:.1f}' for times in wide.values())} |")
+        print(flush=True)
 
 
 if __name__ == "__main__":

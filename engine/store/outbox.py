@@ -6,9 +6,10 @@ is a compare-and-swap and `announce_again` repeats what nobody has claimed. How 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete, insert, or_, select, update
@@ -39,6 +40,16 @@ class OutboxMessage:
 def announce(session: Session, stage_id: UUID, *, queue: str, priority: int, due_at: datetime) -> None:
     """Put a stage that becomes ready into the outbox, in the transaction that makes it so."""
     session.execute(_ADD, {"stage_id": stage_id, "queue": queue, "priority": priority, "due_at": due_at})
+
+
+def announce_all(session: Session, stages: Sequence[Any], *, due_at: datetime) -> None:
+    """`announce` for rows of stages."""
+    if stages:
+        rows = [
+            {"stage_id": stage.id, "queue": stage.queue, "priority": stage.priority, "due_at": due_at}
+            for stage in stages
+        ]
+        session.execute(_ADD, rows)
 
 
 def publish(db: Database, send: Callable[[OutboxMessage], None], *, now: datetime, limit: int = 200) -> int:

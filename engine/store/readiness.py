@@ -6,9 +6,10 @@ whether the run has ended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import bindparam, select
@@ -18,10 +19,10 @@ from engine.plan.hashing import cache_key
 from engine.plan.stage import Stage as PlannedStage
 from engine.store import artifacts, events, outbox
 from engine.store.columns import table_of
-from engine.store.tables import Artifact, Run, RunId, Stage, StageInput
-from engine.store.transitions import ENDED, RunStatus, StageStatus, move
+from engine.store.tables import Artifact, CacheEntry, Run, RunId, Stage, StageInput
+from engine.store.transitions import ENDED, RunStatus, StageStatus, move, move_all
 
-_DEAD = (StageStatus.FAILED, StageStatus.CANCELLED)
+_DEAD = frozenset({StageStatus.FAILED, StageStatus.CANCELLED})
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,19 @@ _LOCK = (
     .where(_R.c.id == bindparam("run"))
     .with_for_update(key_share=True)
 )
+_FOUND = select(_S.c.status).where(_S.c.run_id == bindparam("run")).distinct()
 _STATUSES = select(_S.c.id, _S.c.status).where(_S.c.run_id == bindparam("run")).order_by(_S.c.position)
+_EDGES = (
+    select(StageInput.stage_id, StageInput.producer_id)
+    .join(_S, _S.c.id == StageInput.stage_id)
+    .where(_S.c.run_id == bindparam("run"))
+)
+_PLANNED = select(
+    *(_S.c.id, _S.c.run_id, _S.c.name, _S.c.kind, _S.c.version, _S.c.entry, _S.c.config, _S.c.extra),
+    *(_S.c.cache, _S.c.queue, _S.c.priority),
+)
+_PLANNED = _PLANNED.where(_S.c.id.in_(bindparam("stages", expanding=True))).order_by(_S.c.position)
+_KNOWN = select(CacheEntry.key).where(CacheEntry.key.in_(bindparam("keys", expanding=True)))
 _PRODUCER = table_of(Stage).alias("producer")
 _INPUTS = (
     select(StageInput.name, Artifact.sha256, Artifact.uri)
@@ -62,6 +75,15 @@ _INPUTS = (
     .where(StageInput.stage_id == bindparam("stage"))
     .order_by(StageInput.name)
 )
+_HASHES = (
+    select(StageInput.stage_id, StageInput.name, Artifact.sha256)
+    .join(_PRODUCER, _PRODUCER.c.id == StageInput.producer_id)
+    .join(Artifact, Artifact.id == _PRODUCER.c.artifact_id)
+    .where(StageInput.stage_id.in_(bindparam("stages", expanding=True)))
+    .order_by(StageInput.name)
+)
+_MANY = 500
+"""Stages a statement."""
 
 
 def advance(session: Session, run: LockedRun, *, now: datetime) -> RunStatus:
@@ -69,19 +91,10 @@ def advance(session: Session, run: LockedRun, *, now: datetime) -> RunStatus:
 
     `run` was locked by the caller (`lock_run`).
     """
-    rows = session.execute(_STATUSES, {"run": run.id}).all()
-    statuses = {stage_id: StageStatus(status) for stage_id, status in rows}
-    waiting = [stage_id for stage_id, status in statuses.items() if status is StageStatus.WAITING]
-    if waiting:
-        producers = _producers(session, waiting)
-        for stage_id in waiting:  # in plan order, so that one pass settles chains of cached or dead stages
-            inputs = {name: statuses[producer] for name, producer in producers[stage_id].items()}
-            if run.stop_requested or any(status in _DEAD for status in inputs.values()):
-                move(session, Stage, stage_id, StageStatus.CANCELLED, expect=[StageStatus.WAITING], finished_at=now)
-                statuses[stage_id] = StageStatus.CANCELLED
-            elif all(status is StageStatus.SUCCEEDED for status in inputs.values()):
-                statuses[stage_id] = make_ready(session, run, stage_id, now=now)
-    return _settle(session, run, list(statuses.values()), now)
+    found = {StageStatus(status) for status in session.scalars(_FOUND, {"run": run.id})}
+    if StageStatus.WAITING in found:
+        found = _advance_waiting(session, run, now)
+    return _settle(session, run, found, now)
 
 
 def settle(session: Session, run_id: RunId, *, now: datetime) -> RunStatus:
@@ -89,31 +102,74 @@ def settle(session: Session, run_id: RunId, *, now: datetime) -> RunStatus:
     return advance(session, lock_run(session, run_id), now=now)
 
 
-def make_ready(session: Session, run: LockedRun, stage_id: UUID, *, now: datetime) -> StageStatus:
-    """Take a waiting stage whose inputs are all there to `ready` and into the outbox, or to its end from the cache."""
-    stage = session.scalars(select(Stage).where(Stage.id == stage_id).execution_options(populate_existing=True)).one()
-    key = key_of(stage, run.seed, input_hashes(session, stage_id))
-    if stage.cache and (found := artifacts.take(session, key)) is not None:
-        take_from_cache(session, stage, found, key=key, expect=StageStatus.WAITING, now=now)
-        return StageStatus.SUCCEEDED
-    move(
+def _advance_waiting(session: Session, run: LockedRun, now: datetime) -> set[StageStatus]:
+    """The states of the run's stages once what waits has been looked at; in few statements, however many these are."""
+    statuses = {row.id: StageStatus(row.status) for row in session.execute(_STATUSES, {"run": run.id})}
+    producers = _producers(session, run.id)
+    waiting = [stage_id for stage_id, status in statuses.items() if status is StageStatus.WAITING]
+    dead: list[UUID] = []
+    while waiting:
+        complete: list[UUID] = []
+        left: list[UUID] = []
+        for stage_id in waiting:  # in plan order, so that one pass settles chains of dead stages
+            inputs = {statuses[producer] for producer in producers.get(stage_id, ())}
+            if run.stop_requested or inputs & _DEAD:
+                statuses[stage_id] = StageStatus.CANCELLED
+                dead.append(stage_id)
+            else:
+                (complete if inputs <= {StageStatus.SUCCEEDED} else left).append(stage_id)
+        cached = _make_ready(session, run, complete, now)
+        statuses |= {
+            stage_id: StageStatus.SUCCEEDED if stage_id in cached else StageStatus.READY for stage_id in complete
+        }
+        waiting = left if cached else []  # what came from the cache may be what others wait for
+    move_all(
         session,
         Stage,
-        stage_id,
-        StageStatus.READY,
+        StageStatus.CANCELLED,
         expect=[StageStatus.WAITING],
-        cache_key=key,
-        ready_at=now,
-        announce_after=now + outbox.AGAIN_AFTER,
+        rows={stage_id: {"finished_at": now} for stage_id in dead},
     )
-    outbox.announce(session, stage_id, queue=stage.queue, priority=stage.priority, due_at=now)
-    return StageStatus.READY
+    return set(statuses.values())
+
+
+def _make_ready(session: Session, run: LockedRun, stage_ids: Sequence[UUID], now: datetime) -> set[UUID]:
+    """Take waiting stages whose inputs are all there to `ready` and into the outbox, or to their end from the cache.
+
+    Which came from the cache.
+    """
+    cached: set[UUID] = set()
+    for first in range(0, len(stage_ids), _MANY):
+        some = list(stage_ids[first : first + _MANY])
+        hashes: dict[UUID, dict[str, str]] = {}
+        for row in session.execute(_HASHES, {"stages": some}):
+            hashes.setdefault(row.stage_id, {})[row.name] = row.sha256
+        planned: Sequence[Any] = session.execute(_PLANNED, {"stages": some}).all()
+        keys = {stage.id: key_of(stage, run.seed, hashes.get(stage.id, {})) for stage in planned}
+        known = set(session.scalars(_KNOWN, {"keys": [keys[stage.id] for stage in planned if stage.cache]}))
+        ready = []
+        for stage in planned:
+            key = keys[stage.id]
+            artifact = artifacts.take(session, key) if stage.cache and key in known else None
+            if artifact is None:
+                ready.append(stage)
+            else:
+                take_from_cache(session, stage, artifact, key=key, expect=StageStatus.WAITING, now=now)
+                cached.add(stage.id)
+        new = {"ready_at": now, "announce_after": now + outbox.AGAIN_AFTER}
+        rows = {stage.id: {"cache_key": keys[stage.id], **new} for stage in ready}
+        move_all(session, Stage, StageStatus.READY, expect=[StageStatus.WAITING], rows=rows)
+        outbox.announce_all(session, ready, due_at=now)
+    return cached
 
 
 def take_from_cache(
-    session: Session, stage: Stage, artifact: Artifact, *, key: str, expect: StageStatus, now: datetime
+    session: Session, stage: Any, artifact: Artifact, *, key: str, expect: StageStatus, now: datetime
 ) -> bool:
-    """End a stage with the artifact that its cache key already has. False where its status is not `expect`."""
+    """End a stage, given as `key_of` takes it, with the artifact that its cache key already has.
+
+    False where its status is not `expect`.
+    """
     taken = move(
         session,
         Stage,
@@ -141,8 +197,8 @@ def take_from_cache(
     return taken
 
 
-def key_of(stage: Stage, seed: int, hashes: Mapping[str, str]) -> str:
-    """The cache key of a stored stage, whose inputs' content hashes are known."""
+def key_of(stage: Any, seed: int, hashes: Mapping[str, str]) -> str:
+    """The cache key of a stored stage, or of a row with its columns, whose inputs' content hashes are known."""
     planned = PlannedStage(
         name=stage.name,
         kind=stage.kind,
@@ -156,30 +212,20 @@ def key_of(stage: Stage, seed: int, hashes: Mapping[str, str]) -> str:
     return cache_key(planned, seed, hashes)
 
 
-def input_hashes(session: Session, stage_id: UUID) -> dict[str, str]:
-    """Input name -> content hash of the artifact that answers it."""
-    return {name: sha256 for name, (sha256, _) in input_artifacts(session, stage_id).items()}
-
-
 def input_artifacts(session: Session, stage_id: UUID) -> dict[str, tuple[str, str]]:
     """Input name -> (content hash, uri) of the artifact that answers it."""
     return {name: (sha256, uri) for name, sha256, uri in session.execute(_INPUTS, {"stage": stage_id})}
 
 
-def _producers(session: Session, stage_ids: list[UUID]) -> dict[UUID, dict[str, UUID]]:
-    found: dict[UUID, dict[str, UUID]] = {stage_id: {} for stage_id in stage_ids}
-    rows = session.execute(
-        select(StageInput.stage_id, StageInput.name, StageInput.producer_id)
-        .join(Stage, Stage.id == StageInput.stage_id)
-        .where(Stage.run_id == select(Stage.run_id).where(Stage.id == stage_ids[0]).scalar_subquery())
-    )
-    for stage_id, name, producer_id in rows:
-        if stage_id in found:
-            found[stage_id][name] = producer_id
+def _producers(session: Session, run_id: UUID) -> dict[UUID, set[UUID]]:
+    """Stage -> the stages whose artifacts it reads, of those that read any."""
+    found: dict[UUID, set[UUID]] = {}
+    for row in session.execute(_EDGES, {"run": run_id}):
+        found.setdefault(row.stage_id, set()).add(row.producer_id)
     return found
 
 
-def _settle(session: Session, run: LockedRun, statuses: list[StageStatus], now: datetime) -> RunStatus:
+def _settle(session: Session, run: LockedRun, statuses: Collection[StageStatus], now: datetime) -> RunStatus:
     before = run.status
     if before in ENDED[Run] or any(status not in ENDED[Stage] for status in statuses):
         return before

@@ -112,14 +112,37 @@ def move(
     With `newest`, only a stage whose newest attempt has that number. Raises ValueError for a move that `ALLOWED` does
     not have, whatever the row's state: a bug of the caller.
     """
-    for status in expect:
-        if to not in ALLOWED[row_type][status]:
-            raise ValueError(f"{row_type.__name__} never moves from {status} to {to}")
+    _check(row_type, to, expect)
     statement = _swap(row_type, to, tuple(expect), newest is not None, tuple(values))
     parameters = {f"new_{name}": value for name, value in values.items()} | {"row": row_id}
     if newest is not None:
         parameters["newest"] = newest
     return changed(session, statement.where(*where) if where else statement, parameters) == 1
+
+
+def move_all(
+    session: Session,
+    row_type: type[Run] | type[Stage] | type[Attempt],
+    to: Status,
+    *,
+    expect: Collection[Status],
+    rows: Mapping[UUID, Mapping[str, Any]],
+) -> None:
+    """`move` for many rows, each with new values under the same names; those not in one of `expect` stay."""
+    _check(row_type, to, expect)
+    if rows:
+        names = tuple(next(iter(rows.values())))
+        parameters = [
+            {"row": row_id} | {f"new_{name}": value for name, value in values.items()}
+            for row_id, values in rows.items()
+        ]
+        session.execute(_swap(row_type, to, tuple(expect), False, names), parameters)
+
+
+def _check(row_type: type[Any], to: Status, expect: Collection[Status]) -> None:
+    for status in expect:
+        if to not in ALLOWED[row_type][status]:
+            raise ValueError(f"{row_type.__name__} never moves from {status} to {to}")
 
 
 @cache
