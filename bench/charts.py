@@ -21,7 +21,7 @@ from typing import Any
 
 from parts import mlflow_client
 from parts.points import value
-from parts.stores import POSTGRES, claimed_stages, fresh_store
+from parts.stores import POSTGRES, claimed_stages, fresh_store, size_of
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -85,7 +85,7 @@ def measure(kind: str, sizes: list[int], given: argparse.Namespace) -> dict[int,
     """By size: for each range, seconds of each way."""
     found: dict[int, list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as name, fresh_store(kind, Path(name), given.postgres) as database:
-        (claimed,) = claimed_stages(database, 1)
+        (claimed,), empty = claimed_stages(database, 1), size_of(database)
         writer = MetricWriter(database, claimed.run_id, claimed.stage_id, claimed.number, Path(name))
         step, spent = 0, 0.0
         for size in sizes:
@@ -102,7 +102,8 @@ def measure(kind: str, sizes: list[int], given: argparse.Namespace) -> dict[int,
                     compare(session, claimed.run_id, start, stop, given.repeats) for start, stop in ranges(size)
                 ]
         writer.close()
-        print(f"{kind}: {step:,} points written in {spent:.0f} s ({step / spent:,.0f} a second, one series)\n")
+        print(f"{kind}: {step:,} points written in {spent:.0f} s ({step / spent:,.0f} a second, one series)")
+        print(f"A point takes {(size_of(database) - empty) / step:.0f} bytes, its index and its buckets included\n")
     return found
 
 

@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from parts.stores import fresh_store
+from parts.stores import fresh_store, size_of
 from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
@@ -196,15 +196,6 @@ def one_run(db: Database, count: int) -> dict[str, float]:
     return times
 
 
-def size(db: Database) -> int:
-    """Bytes of the whole store."""
-    with db.read() as session:
-        if db.engine.dialect.name == "postgresql":
-            return int(session.execute(text("SELECT pg_database_size(current_database())")).scalar_one())
-        pages, each = (session.execute(text(f"PRAGMA {name}")).scalar_one() for name in ("page_count", "page_size"))
-        return int(pages * each)
-
-
 def main() -> None:
     """Print a table a database."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,7 +207,7 @@ def main() -> None:
         rows: dict[str, list[str]] = {}
         kind = "PostgreSQL" if services else "SQLite"
         with tempfile.TemporaryDirectory() as folder, fresh_store(kind, Path(folder)) as db:
-            held, before = 0, size(db)
+            held, before = 0, size_of(db)
             for count in given.runs:
                 fill(db, held, count - held, given.stages)
                 if held == 0:
@@ -227,7 +218,7 @@ def main() -> None:
                         connection.execute(text("ANALYZE"))
                 for label, (writes, work) in questions(held - 1).items():
                     rows.setdefault(label, []).append(f"{ask(db, writes, work):.1f}")
-            each = (size(db) - before) / held
+            each = (size_of(db) - before) / held
         print(f"| {kind}, ms | {' | '.join(f'{n:,} runs' for n in given.runs)} |")
         print(f"| --- |{' --- |' * len(given.runs)}")
         for label, figures in rows.items():

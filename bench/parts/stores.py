@@ -49,6 +49,17 @@ def fresh_store(kind: str, folder: Path, server: str = POSTGRES) -> Iterator[Dat
         admin.dispose()
 
 
+def size_of(database: Database) -> int:
+    """Bytes of the whole store."""
+    from sqlalchemy import text
+
+    with database.read() as session:
+        if database.engine.dialect.name == "postgresql":
+            return int(session.execute(text("SELECT pg_database_size(current_database())")).scalar_one())
+        pages, each = (session.execute(text(f"PRAGMA {name}")).scalar_one() for name in ("page_count", "page_size"))
+        return int(pages * each)
+
+
 def claimed_stages(database: Database, count: int) -> list[Claimed]:
     """That many running stages of one run."""
     now = datetime.now(UTC)
