@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from sqlalchemy import event
+
 from engine.errors import Cause
 from engine.plan.hashing import cache_key
 from engine.plan.stage import Stage
+from engine.store.readiness import _MANY
+from engine.store.session import Database
 from engine.store.stages import Outcome
 from tests.store.walk import Queue
 
@@ -78,3 +82,32 @@ def test_a_chain_from_the_cache_stops_where_it_is_unknown(queue: Queue) -> None:
     second = queue.submit("a", "b<a", "c<b")
     assert queue.statuses(second) == {"a": "succeeded", "b": "succeeded", "c": "ready"}
     assert queue.claim(second, "c").inputs["b"][0] == queue.artifact("b").sha256
+
+
+def test_a_wide_run_is_made_ready_in_few_statements(db: Database, queue: Queue) -> None:
+    wide = [f"s{n}" for n in range(_MANY + 2)]
+    known = queue.submit("s0")
+    queue.finish(queue.claim(known, "s0"))
+    queue.announced()
+    executed = []
+
+    def note(*_: object) -> None:
+        executed.append(1)
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    run = queue.submit(*wide, "after<s0", "joined<s0,s1")
+    event.remove(db.engine, "before_cursor_execute", note)
+
+    statuses = queue.statuses(run)
+    assert statuses.pop("s0") == "succeeded"
+    assert statuses.pop("joined") == "waiting"
+    assert set(statuses.values()) == {"ready"}
+    announced = [stage_id for page in iter(queue.announced, []) for stage_id in page]
+    assert sorted(announced) == sorted(stage.id for stage in queue.stages(run) if stage.status == "ready")
+    assert len(executed) < 100
+
+
+def test_what_a_dead_stage_leaves_behind_is_cancelled_along_the_chain(queue: Queue) -> None:
+    run = queue.submit("a", "b<a", "c<b", "d")
+    queue.finish(queue.claim(run, "a"), Outcome.failed(Cause.REWARD_ERROR, "bad"))
+    assert queue.statuses(run) == {"a": "failed", "b": "cancelled", "c": "cancelled", "d": "ready"}

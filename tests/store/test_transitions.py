@@ -6,7 +6,7 @@ import pytest
 
 from engine.store.session import Database
 from engine.store.tables import Attempt, Run, Stage
-from engine.store.transitions import ALLOWED, ENDED, AttemptStatus, RunStatus, StageStatus, move
+from engine.store.transitions import ALLOWED, ENDED, AttemptStatus, RunStatus, StageStatus, move, move_all
 from tests.store.walk import Queue
 
 TYPES = {Run: RunStatus, Stage: StageStatus, Attempt: AttemptStatus}
@@ -41,6 +41,19 @@ def test_a_move_happens_only_from_where_it_was_expected(db: Database, queue: Que
         assert move(session, Run, run.id, RunStatus.RUNNING, expect=[RunStatus.QUEUED])
         assert not move(session, Run, run.id, RunStatus.RUNNING, expect=[RunStatus.QUEUED])
     assert queue.status(run) == "running"
+
+
+def test_many_are_moved_with_values_of_their_own_and_the_others_stay(db: Database, queue: Queue) -> None:
+    run = queue.submit("a", "b", "c<a")
+    ids = {name: queue.stage(run, name) for name in "abc"}
+    with db.write() as session:
+        rows = {stage_id: {"note": name} for name, stage_id in ids.items()}
+        move_all(session, Stage, StageStatus.CANCELLED, expect=[StageStatus.READY], rows=rows)
+        move_all(session, Stage, StageStatus.READY, expect=[StageStatus.WAITING], rows={})
+        with pytest.raises(ValueError, match="never moves"):
+            move_all(session, Stage, StageStatus.RUNNING, expect=[StageStatus.WAITING], rows=rows)
+    assert queue.statuses(run) == {"a": "cancelled", "b": "cancelled", "c": "waiting"}
+    assert [stage.note for stage in queue.stages(run)] == ["a", "b", ""]
 
 
 def test_a_move_that_the_table_does_not_have_is_a_bug(db: Database, queue: Queue) -> None:
