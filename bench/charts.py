@@ -1,6 +1,7 @@
 """How long the curve of a metric takes to read, from ten thousand points to ten million: does the cost grow?
 
     python bench/charts.py [--most 10000000] [--mlflow-python PATH] [--mlflow-most 1000000] [--postgres URL]
+                           [--only SQLite|PostgreSQL]
 
 The series grows through our writer, and at each size `metrics.curve` is timed beside three peers on the same points:
 one GROUP BY over the table (the same extremes and last values), a plain SELECT of everything, and the query behind
@@ -31,6 +32,7 @@ from engine.store.metrics import Curve, MetricWriter
 from engine.store.tables import RunId
 
 ROOM = 300
+KINDS = ("SQLite", "PostgreSQL")
 """Buckets that the dashboard asks for."""
 GROUP_BY = text(
     """
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--mlflow-most", type=int, default=1_000_000, help="its rows take a while to put in place")
     parser.add_argument("--mlflow-python", default=sys.executable)
     parser.add_argument("--postgres", default=POSTGRES)
+    parser.add_argument("--only", choices=KINDS, help="one of the databases")
     given = parser.parse_args()
     sizes = [size for size in (10**4, 10**5, 10**6, 10**7, 10**8) if size <= given.most]
     mlflow = {}
@@ -129,7 +132,7 @@ def main() -> None:
                 if size <= given.mlflow_most:
                     uri = f"sqlite:///{name}/{size}.db"
                     mlflow[size] = mlflow_client.ask(given.mlflow_python, "chart", uri, size, ROOM)
-    for kind in ("SQLite", "PostgreSQL"):
+    for kind in KINDS if given.only is None else [given.only]:
         try:
             found = measure(kind, sizes, given)
         except Unreachable as error:

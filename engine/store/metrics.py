@@ -166,15 +166,19 @@ _BUCKETS = """
     WHERE series_id = :series AND level = :level{place} AND bucket >= :first{place} AND bucket < :end{place}
     GROUP BY 1
 """
+# The last point of each bucket by a subquery of its own: as a join, PostgreSQL may read the whole series for it.
 _TOGETHER = """
-    SELECT metrics.step, metrics.value, bucket.low, bucket.high, metrics.time, bucket.n
+    SELECT bucket.last_step,
+        (SELECT value FROM metrics WHERE series_id = :series AND step = bucket.last_step) AS value,
+        bucket.low, bucket.high,
+        (SELECT time FROM metrics WHERE series_id = :series AND step = bucket.last_step) AS time,
+        bucket.n
     FROM (
         SELECT max(last_step) AS last_step, min(low) AS low, max(high) AS high, sum(n) AS n
         FROM ({parts}) AS part
         GROUP BY place
     ) AS bucket
-    JOIN metrics ON metrics.series_id = :series AND metrics.step = bucket.last_step
-    ORDER BY metrics.step
+    ORDER BY bucket.last_step
 """
 
 _LAST = text(
