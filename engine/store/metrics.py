@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from engine.store.metric_buckets import Piece, cover
 from engine.store.metric_writer import MetricWriter
 from engine.store.tables import Metric, RunId, Series, Stage
+from engine.store.upsert import dialect_of
 
 __all__ = ["Curve", "CurvePoint", "Last", "MetricWriter", "SeriesInfo", "curve", "keys", "last", "series"]
 
@@ -111,6 +112,8 @@ def curve(
     found = session.execute(query).one_or_none()
     if found is None:
         return Curve(key, stage or "", True, ())
+    if dialect_of(session) == "postgresql":
+        session.execute(_ALONG_THE_INDEX)
     within = [Metric.series_id == found.id]
     if start is not None:
         within.append(Metric.step >= start)
@@ -152,6 +155,9 @@ def _bucketed(session: Session, series_id: int, pieces: Sequence[Piece], shift: 
     for step, value, low, high, time, count in rows:
         yield CurvePoint(step, value, low, high, _time(time), int(count))
 
+
+# Before its statistics know the series, PostgreSQL takes it for short: it would collect all of it and sort that.
+_ALONG_THE_INDEX = text("SET LOCAL enable_bitmapscan = off")
 
 # In words and not in SQLAlchemy's: a page of fifty curves would spend most of its time on compiling them.
 _POINTS = """
