@@ -72,8 +72,8 @@ def installation(services: bool) -> Iterator[Settings]:
 
 
 @contextmanager
-def worker(settings: Settings, slots: int, queue: str) -> Iterator[None]:
-    """A warm worker, as on a cluster."""
+def worker(settings: Settings, slots: int, queue: str) -> Iterator[int]:
+    """A warm worker, as on a cluster: its pid."""
     env = python_environment() | settings.environment()
     env["PYTHONPATH"] += os.pathsep + WORK
     process = subprocess.Popen(
@@ -84,10 +84,24 @@ def worker(settings: Settings, slots: int, queue: str) -> Iterator[None]:
     )
     try:
         until(lambda: dispatch.find_alive(settings))
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait()
+
+
+def memory(worker_pid: int) -> str:
+    """MiB of a worker and of the parents of its stages, shared pages by halves: what the kernel calls PSS."""
+
+    def mib(pid: int) -> float:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+    parents = []
+    for pid in map(int, Path(f"/proc/{worker_pid}/task/{worker_pid}/children").read_text().split()):
+        kind = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[-2]
+        parents.append(f"its {kind} parent of stages {mib(pid):.0f}")
+    return f"A worker takes {mib(worker_pid):.0f} MiB, {', '.join(parents)}."
 
 
 def submit(db: Database, name: str, count: int, resources: Resources) -> None:
@@ -117,13 +131,16 @@ def over(db: Database, name: str) -> bool:
     return states == {"succeeded"}
 
 
-def ours(settings: Settings, count: int, slots: int, *, light: bool) -> float:
-    """Stages a second, from the first submission to the last commit; with `light`, stages that do without torch."""
+def ours(settings: Settings, count: int, slots: int, *, light: bool) -> tuple[float, str]:
+    """Stages a second, from the first submission to the last commit, and the memory that is taken in the end.
+
+    With `light`, stages that do without torch.
+    """
     queue = f"bench-{uuid.uuid4().hex[:8]}"
     resources = Resources(queue=queue, light=light)
     db = open_database(settings)
     try:
-        with worker(settings, slots, queue):
+        with worker(settings, slots, queue) as pid:
             submit(db, "warm", slots * A_RUN, resources)
             until(lambda: over(db, "warm"))
             time.sleep(IDLE_S)
@@ -139,7 +156,8 @@ def ours(settings: Settings, count: int, slots: int, *, light: bool) -> float:
                 )
                 assert ended is not None
                 assert session.scalar(select(func.count()).where(StageRow.cached)) == 0
-        return count / (ended - begun).total_seconds()
+            taken = memory(pid)
+        return count / (ended - begun).total_seconds(), taken
     finally:
         db.close()
 
@@ -231,11 +249,13 @@ def main() -> None:
     kinds = [("SQLite, filesystem", False, "filesystem://", 50)]
     if given.services:
         kinds.append(("PostgreSQL, Redis", True, REDIS, 100))
+    memories: list[str] = []
     for label, services, broker, promised in kinds:
         rates = {}
         for light in (True, False):
             with installation(services) as settings:
-                rates[light] = ours(settings, given.stages, given.slots, light=light)
+                rates[light], taken = ours(settings, given.stages, given.slots, light=light)
+                memories.append(taken)
         peer = bare_celery(broker, given.stages, given.slots)
         print(
             f"| {label} | {rates[True]:.0f} | {promised} | {rates[False]:.0f} | {peer:.0f} "
@@ -248,6 +268,7 @@ def main() -> None:
         f"\nFrom `rlx submit` to the first training step, warm worker: {typed:.2f} s, "
         f"of them {committed:.2f} s after the commit."
     )
+    print(memories[0])
 
 
 if __name__ == "__main__":
