@@ -3,11 +3,11 @@
     python bench/queue.py [--stages 400] [--slots 2] [--services]
 
 Every stage is forked, writes a file, has it hashed into the artifact store, and is committed with its events: light
-ones, which do without torch, from a small parent, others from one that has imported it. The
-peers in the same run do less: Celery's own prefork worker with a task that writes the same file over the same broker
-(no state, no artifact, no process of its own, nothing survives a crash), and a Python process a stage that imports
-torch and transformers, as scripts do. `--services` measures PostgreSQL with Redis too, at RLX_TEST_POSTGRES and
-RLX_TEST_REDIS or their usual places.
+ones, which do without torch, from a small parent, others from one that has imported it. The peers in the same run do
+less: Celery's own prefork worker with a task that writes the same file over the same broker (no state, no artifact, no
+process of its own, nothing survives a crash), and a Python process a stage that imports torch and transformers, as
+scripts do. `--services` measures PostgreSQL with Redis too, at RLX_TEST_POSTGRES and RLX_TEST_REDIS or their usual
+places.
 """
 
 from __future__ import annotations

@@ -33,10 +33,6 @@ GRACE_S = 6.0
 another worker takes a stage up, nothing of this one holds its GPUs any more."""
 
 
-FULL, LIGHT = "full", "light"
-"""Kinds of nurseries: with what most stages need, and with what no stage can do without."""
-
-
 class NoChild(RlxError):
     """No process could be made for a stage: the machine is out of processes, or torch does not import here."""
 
@@ -147,19 +143,19 @@ class Children:
     def warm_up(self) -> None:
         """Start the nursery of most stages, so that it imports while we do other things."""
         with self._lock:
-            self._nursery(FULL)
+            self._nursery(wire.FULL)
 
     @property
     def nursery_pid(self) -> int | None:
         """The process of our nursery of most stages, None before it was needed."""
-        nursery = self._own.get(FULL)
+        nursery = self._own.get(wire.FULL)
         return None if nursery is None or nursery.process is None else nursery.process.pid
 
     def spawn(self, name: str, task: Path, log_path: Path, *, light: bool = False) -> Child:
         """Ask for a process for the task, for a `light` one without torch. Raises NoChild where nobody can be asked."""
         child = Child()
         with self._lock:
-            nursery = self._nursery(LIGHT if light else FULL)
+            nursery = self._nursery(wire.LIGHT if light else wire.FULL)
             nursery.children[name] = child
             try:
                 wire.send(nursery.channel, {"spawn": name, "task": str(task), "log": str(log_path)})

@@ -11,6 +11,9 @@ import json
 import socket
 from typing import Any
 
+FULL, LIGHT = "full", "light"
+"""Kinds of nurseries: with what most stages need, and with what no stage can do without."""
+
 _LARGEST = 64 << 10
 
 

@@ -55,6 +55,16 @@ def test_a_missing_generator_refuses_to_resume() -> None:
         set_rng_state(state)
 
 
+def test_what_was_saved_before_torch_was_there_leaves_torch_as_it_was_seeded() -> None:
+    state = rng_state()
+    del state["torch"]  # to read a checkpoint imports torch, whether or not it was there when that was written
+    seed_torch(5)
+    expected = torch.rand(3)
+    seed_torch(5)
+    set_rng_state(state)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_names_are_kept_apart() -> None:
     seeds = {
         derive(0),

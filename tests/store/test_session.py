@@ -159,3 +159,27 @@ def test_a_client_that_freezes_inside_a_transaction_does_not_keep_its_locks(
         assert session.scalar(select(Lock.owner)) == "waiting"
     for database in (frozen, waiting):
         database.close()
+
+
+@pytest.mark.postgres
+def test_a_pooled_connection_that_the_server_has_closed_is_not_used(postgres_url: str) -> None:
+    ours, other = Database(postgres_url), Database(postgres_url)
+    with ours.read() as session:
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+    with other.write() as session:
+        assert session.scalar(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": pid})  # returns once it is gone
+    with ours.read() as session:
+        assert session.scalar(text("SELECT pg_backend_pid()")) != pid
+    for database in (ours, other):
+        database.close()
+
+
+@pytest.mark.postgres
+def test_the_index_of_what_is_ready_holds_nothing_else_on_postgresql(postgres_url: str) -> None:
+    upgrade(postgres_url)
+    database = Database(postgres_url)
+    with database.read() as session:
+        made = session.scalar(text("SELECT indexdef FROM pg_indexes WHERE indexname = 'ix_stages_ready'"))
+    assert made is not None
+    assert "WHERE ((status)::text = 'ready'::text)" in made
+    database.close()
