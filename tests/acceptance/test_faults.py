@@ -24,7 +24,7 @@ from tests.faults.ledger import Record
 from tests.faults.servers import Postgres, RabbitMQ, Redis, Server
 from tests.faults.storm import Storm
 from tests.faults.undisturbed import undisturbed
-from tests.faults.waiting import until
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 32

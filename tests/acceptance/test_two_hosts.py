@@ -18,7 +18,7 @@ from tests.faults.fleet import Fleet
 from tests.faults.network import Network
 from tests.faults.servers import Postgres, Redis
 from tests.faults.undisturbed import undisturbed
-from tests.faults.waiting import until
+from tests.waiting import until
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(600)]
 

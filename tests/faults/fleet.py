@@ -24,7 +24,7 @@ from engine.store.processes import process_started
 from engine.store.session import Database, open_database
 from engine.store.tables import Attempt, Checkpoint, Run, RunId, Stage, Worker
 from engine.store.transitions import ENDED
-from tests.faults.waiting import until
+from tests.waiting import until
 from workers import trees
 from workers.children import python_environment
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.faults.waiting import until
+from tests.waiting import until
 
 
 def absent() -> str | None:

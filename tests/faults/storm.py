@@ -22,7 +22,7 @@ from tests.faults import injuries
 from tests.faults.fleet import Fleet
 from tests.faults.injuries import Injury
 from tests.faults.servers import Postgres, Server
-from tests.faults.waiting import until
+from tests.waiting import until
 
 T = TypeVar("T")
 TICK_S = 0.05

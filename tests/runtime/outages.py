@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy.orm import Session
@@ -56,14 +55,6 @@ class Line(Database):
             raise Unreachable("cut")
         with super().read() as session:
             yield session
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for it, boundedly."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 def kill(ctx: EngineContext, line: Line, *, torn: bool = False) -> None:

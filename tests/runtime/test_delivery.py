@@ -22,8 +22,9 @@ from engine.store import checkpoints, stages
 from engine.store.session import Database
 from engine.store.tables import Sample as Row
 from tests.runtime.conftest import NOW
-from tests.runtime.outages import Line, until
+from tests.runtime.outages import Line
 from tests.runtime.test_spool import no_file_longer_than
+from tests.waiting import until
 
 pytestmark = pytest.mark.parametrize("db", ["sqlite"], indirect=True)
 

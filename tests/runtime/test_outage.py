@@ -26,9 +26,10 @@ from engine.store import checkpoints, connection, evaluations, metrics, samples,
 from engine.store.session import Database
 from engine.store.tables import Sample as Row
 from tests.runtime.conftest import NOW
-from tests.runtime.outages import Line, kill, until
+from tests.runtime.outages import Line, kill
 from tests.runtime.test_engine_context import no_functions
 from tests.runtime.test_spool import no_file_longer_than
+from tests.waiting import until
 
 Claim = Callable[..., Task]
 

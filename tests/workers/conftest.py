@@ -17,6 +17,7 @@ from engine.settings import Settings
 from engine.store import runs, stages, workers
 from engine.store.session import Database
 from engine.store.tables import Run, StageId
+from tests.waiting import until
 from workers.children import Children
 from workers.supervisor import Deps, Times
 
@@ -28,15 +29,6 @@ STAGES = Path(__file__).parents[1] / "acceptance"
 def _until() -> Callable[..., object]:
     """`until(condition)` waits, boundedly."""
     return until
-
-
-def until(condition: Callable[[], T | None], seconds: float = 120) -> T:
-    """The condition's value once it is true; fails after a bounded wait."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from engine.store.processes import process_started
 from engine.store.schema import upgrade
 from engine.store.session import Database, open_database
 from engine.store.tables import Attempt, Run, RunId, StageId
-from tests.acceptance.test_queue import Lab
+from tests.acceptance.lab import Lab
 from tests.faults.servers import Postgres
 from tests.workers.conftest import STAGES
 from tests.workers.test_supervisor import Submit, Supervision, expected_total, reached, status

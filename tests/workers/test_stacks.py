@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import until
 from workers import stacks
 
 TELLS = (
@@ -44,16 +44,12 @@ class Started:
         self.all.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        _until_asleep(process.pid)
+        until(lambda: _asleep(process.pid))  # as it is about to be
         return process
 
 
-def _until_asleep(pid: int) -> None:
-    """Wait until the process sleeps, as it is about to."""
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
+def _asleep(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 @pytest.fixture
