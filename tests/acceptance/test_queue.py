@@ -156,8 +156,11 @@ def test_another_worker_finishes_what_a_killed_one_began(lab: Lab) -> None:
     lab.recorded(run, 5)
     lab.worker(lease_s=3)
     until(lambda: len(dispatch.find_alive(lab.settings)) == 2)
+    # As if the machine went: a living stage would be adopted, or stop and say so, and a living worker record its end.
+    first.send_signal(signal.SIGSTOP)
+    os.waitpid(first.pid, os.WUNTRACED)
+    os.kill(pid, signal.SIGKILL)
     first.kill()
-    os.kill(pid, signal.SIGKILL)  # a living stage would be adopted, or stop in time and say so
     until(lambda: len(lab.attempts(run, "count")) == 2)
     lab.gate.touch()
 
