@@ -53,8 +53,8 @@ def gate(tmp_path: Path) -> Path:
     return tmp_path / "gate"
 
 
-def held(gate: Path) -> Plan:
-    return training.plan(5, steps=STEPS, gate=gate)
+def held(*gates: Path) -> Plan:
+    return training.plan(5, steps=STEPS, gates=gates)
 
 
 def private(stack: ExitStack, kind: type[Server]) -> Server:
@@ -121,7 +121,8 @@ def test_the_late_writes_of_a_frozen_worker_are_refused(
     stack: ExitStack, tmp_path: Path, expected: Record, gate: Path
 ) -> None:
     fleet = stack.enter_context(Fleet(tmp_path / "fleet", lease_s=3))
-    run = fleet.submit(held(gate))
+    later = gate.with_suffix(".later")
+    run = fleet.submit(held(gate, later))
     first = fleet.start_worker()
     before = fleet.trained(run, attempt=1, step=HELD_AT)
     second = fleet.start_worker()
@@ -129,9 +130,10 @@ def test_the_late_writes_of_a_frozen_worker_are_refused(
     assert before.pid in frozen
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
-    after = fleet.trained(run, attempt=2, step=HELD_AT + 4)
+    after = fleet.trained(run, attempt=2, step=training.HELD_AGAIN_AT)
     assert after.worker_pid == second.pid
     gate.touch()
+    later.touch()
     for pid in frozen:
         os.kill(pid, signal.SIGCONT)
 

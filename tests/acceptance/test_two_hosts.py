@@ -43,8 +43,8 @@ def test_a_host_that_was_cut_off_changes_nothing_when_it_is_back(stack: ExitStac
         address = network.address(host)
         return replace(fleet.settings, database_url=database.url_at(address), broker_url=broker.url_at(address))
 
-    gate = tmp_path / "gate"
-    run = fleet.submit(training.plan(7, gate=gate))
+    gate, later = tmp_path / "gate", tmp_path / "later"
+    run = fleet.submit(training.plan(7, gates=[gate, later]))
     fleet.start_worker(settings=seen_from("one"), inside=network.hosts["one"].inside)
     cut_off = fleet.trained(run, attempt=1, step=training.HELD_AT)
     fleet.start_worker(settings=seen_from("two"), inside=network.hosts["two"].inside)
@@ -56,7 +56,8 @@ def test_a_host_that_was_cut_off_changes_nothing_when_it_is_back(stack: ExitStac
     until(lambda: hosts() == ["one", "two"], "both hosts have a worker")
     network.cut("one")
     gate.touch()  # it goes on, and nobody hears of it
-    taken_over = fleet.trained(run, attempt=2, step=training.HELD_AT + 4)
+    taken_over = fleet.trained(run, attempt=2, step=training.HELD_AGAIN_AT)
+    later.touch()
     assert process_started(cut_off.pid) == cut_off.pid_started, "the stage that was cut off knows of nothing"
     assert taken_over.worker_pid != cut_off.worker_pid
     network.mend("one")

@@ -7,6 +7,7 @@ optimiser, data order and every generator must be restored for a resumed run to 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ WEIGHTS = "model.safetensors"
 _SYMBOLS, _LENGTH, _ROWS, _BATCH = 12, 8, 96, 16
 
 
-HELD_AT = 8
-"""The step after whose checkpoint a stage that is held waits."""
+HELD_AT, HELD_AGAIN_AT = 8, 12
+"""The steps after whose checkpoints a stage that is held waits."""
 
 
 def plan(
@@ -33,15 +34,16 @@ def plan(
     pace_s: float = 0.05,
     name: str = "storm",
     queue: str = "default",
-    gate: Path | None = None,
+    gates: Sequence[Path] = (),
 ) -> Plan:
     """Two stages that train, the second from the weights of the first, and one that sums up both.
 
-    With a `gate`, the first is held once it has made the checkpoint of step HELD_AT, until that file exists.
+    With `gates`, the first is held once it has made the checkpoint of step HELD_AT, until the first of these files
+    exists; with a second one it is held again at HELD_AGAIN_AT.
     """
     resources = Resources(queue=queue, threads=1)
     extra = {"steps": steps, "pace_s": pace_s, "every": 4}
-    held = extra if gate is None else extra | {"gate": str(gate)}
+    held = extra | {"gates": {str(at): str(gate) for at, gate in zip((HELD_AT, HELD_AGAIN_AT), gates, strict=False)}}
     entry = "tests.faults.training"
     return Plan(
         name,
@@ -151,8 +153,8 @@ def train(ctx: StageContext) -> None:
             if step % (2 * every) == 0:
                 ctx.evaluation(Evaluation(step, "score", [ItemScore(0, (training.score(),))]))
             ctx.checkpoint(step, training.state(), models={"policy": lambda folder: _save(training, folder)})
-            if step == HELD_AT and "gate" in ctx.extra:
-                _hold(ctx, Path(ctx.extra["gate"]))
+            if (gate := ctx.extra.get("gates", {}).get(str(step))) is not None:
+                _hold(ctx, Path(gate))
         time.sleep(max(0.0, float(ctx.extra["pace_s"]) - (time.monotonic() - began)))
     _save(training, ctx.output_dir)
 
