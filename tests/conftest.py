@@ -17,6 +17,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+# Before torch is imported: a few test processes on two cores, each with a thread a core, wait for each other's threads
+# most of the time. Stage processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from engine.settings import Settings, read_settings
 from engine.store.session import Database, open_database
 
