@@ -1,11 +1,13 @@
 """What is to be announced to the broker: written with its cause, sent afterwards, at least once.
 
 A message only says that a stage is ready; sent twice, or lost by the broker, it does no harm, for a claim
-is a compare-and-swap and `announce_again` repeats what nobody has claimed. How to send is the caller's.
+is a compare-and-swap and `announce_again` repeats what nobody has claimed. How to send is the caller's. Whoever hears
+one takes all that fits, so no more are sent at once than there are slots to hear them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
+from engine.store import workers
 from engine.store.columns import table_of
 from engine.store.queue import READY
 from engine.store.session import Database
@@ -52,11 +55,12 @@ def announce_all(session: Session, stages: Sequence[Any], *, due_at: datetime) -
         session.execute(_ADD, rows)
 
 
-def publish(db: Database, send: Callable[[OutboxMessage], None], *, now: datetime, limit: int = 200) -> int:
-    """Send what is due, highest priority first; the number of messages sent.
+def publish(db: Database, send: Callable[[OutboxMessage], None], *, now: datetime, limit: int = 1000) -> int:
+    """Announce what is due, highest priority first; of how many stages.
 
-    Several may publish at once: each takes rows that no other has. `send` runs with no transaction open.
-    What it raises rises, after the messages that were sent are struck off and the rest is handed back.
+    Of each queue so many messages are sent as its living workers have slots, all where no worker is known. Several may
+    publish at once: each takes rows that no other has. `send` runs with no transaction open. What it raises rises,
+    after what was announced is struck off and the rest is handed back.
     """
     due = (Outbox.due_at <= now) & or_(Outbox.taken_until.is_(None), Outbox.taken_until <= now)
     with db.read() as session:
@@ -77,28 +81,32 @@ def publish(db: Database, send: Callable[[OutboxMessage], None], *, now: datetim
             .returning(Outbox.id, Outbox.stage_id, Outbox.queue, Outbox.priority)
             .execution_options(synchronize_session=False)
         ).all()
+        hearers = workers.slots_by_queue(session, now)
     messages = sorted(
         (OutboxMessage(row.id, StageId(row.stage_id), row.queue, row.priority) for row in rows),
         key=lambda message: (-message.priority, message.id),
     )
-    sent: list[int] = []
+    done: list[int] = []
+    told: Counter[str] = Counter()
     try:
         for message in messages:
-            send(message)
-            sent.append(message.id)
+            if told[message.queue] < hearers.get(message.queue, limit):
+                send(message)
+                told[message.queue] += 1
+            done.append(message.id)
     finally:
-        _settle(db, sent, [message.id for message in messages[len(sent) :]])
-    return len(sent)
+        _settle(db, done, [message.id for message in messages[len(done) :]])
+    return len(done)
 
 
-def _settle(db: Database, sent: Collection[int], unsent: Collection[int]) -> None:
-    if not sent and not unsent:
+def _settle(db: Database, done: Collection[int], left: Collection[int]) -> None:
+    if not done and not left:
         return
     with db.write() as session:
-        if sent:
-            session.execute(delete(Outbox).where(Outbox.id.in_(sent)))
-        if unsent:
-            session.execute(update(Outbox).where(Outbox.id.in_(unsent)).values(taken_until=None))
+        if done:
+            session.execute(delete(Outbox).where(Outbox.id.in_(done)))
+        if left:
+            session.execute(update(Outbox).where(Outbox.id.in_(left)).values(taken_until=None))
 
 
 def announce_again(session: Session, now: datetime, *, limit: int = 1000) -> int:

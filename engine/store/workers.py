@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -126,6 +127,14 @@ def alive(session: Session, now: datetime, *, within_s: float = ALIVE_WITHIN_S) 
             .order_by(Worker.started_at, Worker.id)
         )
     )
+
+
+def slots_by_queue(session: Session, now: datetime) -> dict[str, int]:
+    """Queue -> the slots of all living workers that listen to it."""
+    found: Counter[str] = Counter()
+    for worker in alive(session, now):
+        found.update(dict.fromkeys(worker.queues, worker.slots))
+    return found
 
 
 def drain(session: Session, name: str | None, how: Drain, *, now: datetime) -> list[Worker]:

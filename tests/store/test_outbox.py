@@ -35,6 +35,18 @@ def test_the_most_urgent_goes_first_and_equals_in_order(db: Database, queue: Que
     assert [message.stage_id for message in sent] == [stages[1], stages[3], stages[0], stages[2]]
 
 
+def test_no_more_is_said_at_once_than_there_are_slots_to_hear_it(db: Database, queue: Queue, clock: Clock) -> None:
+    queue.new_worker("another")  # of eight slots, as the first
+    for n in range(20):
+        queue.submit(salt=str(n))
+    lonely = [queue.submit(salt=str(n), queue="nobody known listens here") for n in range(2)]
+    sent: list[OutboxMessage] = []
+    assert outbox.publish(db, sent.append, now=clock()) == 22
+    assert [message.queue for message in sent].count("default") == 16, "who hears of one takes all that fits"
+    assert [message.stage_id for message in sent[16:]] == [queue.stage(run, "train") for run in lonely]
+    assert _rows(db) == 0
+
+
 def test_what_the_broker_refused_is_sent_later_and_the_rest_only_once(db: Database, queue: Queue, clock: Clock) -> None:
     for n in range(4):
         queue.submit(salt=str(n))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import text
 
-from engine.plan.stage import Plan, Stage
+from engine.plan.stage import Plan, Resources, Stage
 from engine.store import outbox, runs, stages, workers
 from engine.store.artifact_store import StoredArtifact
 from engine.store.session import Database
@@ -26,13 +26,14 @@ class Clock(Protocol):
     def advance(self, seconds: float) -> datetime: ...
 
 
-def plan(*edges: str, name: str = "best_lang", seed: int = 0, salt: str = "") -> Plan:
+def plan(*edges: str, name: str = "best_lang", seed: int = 0, salt: str = "", queue: str = "default") -> Plan:
     """A plan from `a`, `b<a`, `c<a,b`: each word a stage and the stages it reads."""
     nodes = []
     for edge in edges or ("train",):
         stage, _, reads = edge.partition("<")
         inputs = {producer: producer for producer in reads.split(",") if producer}
-        nodes.append(Stage(stage, f"test.{stage}", "tests:stage", (), inputs=inputs, extra={"salt": salt}))
+        how = {"extra": {"salt": salt}, "resources": Resources(queue=queue)}
+        nodes.append(Stage(stage, f"test.{stage}", "tests:stage", (), inputs=inputs, **how))
     return Plan(name, seed, tuple(nodes))
 
 
@@ -57,7 +58,7 @@ class Queue:
             )
 
     def submit(self, *edges: str, **submission: object) -> Run:
-        plan_of = {key: submission.pop(key) for key in ("name", "seed", "salt") if key in submission}
+        plan_of = {key: submission.pop(key) for key in ("name", "seed", "salt", "queue") if key in submission}
         chosen = runs.Submission(**{"source": "version: 1", "resolved": {"seed": 0}, **submission})  # type: ignore[arg-type]
         with self.db.write() as session:
             return runs.submit(session, plan(*edges, **plan_of), chosen, now=self.clock())  # type: ignore[arg-type]
