@@ -6,6 +6,7 @@ simulator of `bench/scheduler.py` makes its decisions with this, too.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -27,6 +28,12 @@ from workers.devices import Devices
 log = get_logger(__name__)
 
 _RENEW_AFTER = timedelta(seconds=lending.KEPT_FOR_S / 3)
+_ONE_SLOT = Needs(1)
+_AHEAD, _AHEAD_FOR = 8, timedelta(seconds=0.1)
+"""So many of the stages that come next are remembered, for so long: where stages take milliseconds, reading the queue
+for each of them takes as long as they do."""
+_ALONE_FOR = timedelta(seconds=5)
+"""So long nothing is remembered once another worker was first: two that remember the same are in each other's way."""
 
 
 class Chooser:
@@ -38,13 +45,23 @@ class Chooser:
         self._db, self._worker, self._devices = db, worker, devices
         self._queues, self._run_id, self._now = list(queues), run_id, now
         self._kept: StageId | None = None
+        self._ahead: deque[Waiting] = deque()
+        self._looked = self._missed = now() - _ALONE_FOR
         self._renewed = now()
 
-    def choose(self, busy: Collection[StageId] = ()) -> Sequence[tuple[Waiting, tuple[str, ...]]]:
+    def choose(
+        self, busy: Collection[StageId] = (), *, ended: bool = False
+    ) -> Sequence[tuple[Waiting, tuple[str, ...]]]:
         """Stages to start now, each with devices that are taken for it. `busy` ones are left out.
 
-        Raises Unreachable; nothing is taken then.
+        Where a stage has just `ended`, what came next a moment ago is good enough. Raises Unreachable; nothing is taken
+        then.
         """
+        since = self._now() - self._looked
+        if ended and since < _AHEAD_FOR and (lent := self._devices.take(_Ahead(self._ahead, busy)).lent):
+            return lent
+        self._ahead.clear()
+        self._looked = self._now()
         with self._db.read() as session:
             cluster = _Cluster(session, self._worker, self._queues, self._now())
             line = queue.line(
@@ -59,8 +76,24 @@ class Chooser:
             taken = self._devices.take(line, cluster.should_keep)
             # Another may have taken it over since: what counts is what the store says.
             was = cluster.kept if self._kept is not None or taken.kept is not None else None
+            if ended and since < _AHEAD * _AHEAD_FOR and taken.kept is None:
+                self._look_ahead(line)
         self._keep(taken.kept, was)
         return taken.lent
+
+    def missed(self) -> None:
+        """Another worker was first with a stage that was chosen."""
+        self._ahead.clear()
+        self._missed = self._now()
+
+    def _look_ahead(self, line: queue.Line) -> None:
+        """Remember what comes next, as far as nothing has to be known of the cluster to start it."""
+        if self._now() - self._missed < _ALONE_FOR:
+            return
+        while len(self._ahead) < _AHEAD and (stage := line.next(self._devices.total)) is not None:
+            if stage.needs != _ONE_SLOT or stage.alone:
+                break
+            self._ahead.append(stage)
 
     def misfit(self) -> Waiting | None:
         """A stage that waits for this worker, and needs more than it has."""
@@ -84,6 +117,21 @@ class Chooser:
             if stage is not None and kept != self._kept:
                 log.info("keeping devices for a large stage", extra={"stage": stage.name, "needs": str(stage.needs)})
         self._kept = kept
+
+
+class _Ahead:
+    """Offers what was remembered; what is taken, or given to another thread meanwhile, is forgotten."""
+
+    def __init__(self, ahead: deque[Waiting], busy: Collection[StageId]) -> None:
+        self._ahead, self._busy = ahead, busy
+
+    def next(self, largest: Needs) -> Waiting | None:
+        """See `Offers`."""
+        while self._ahead:
+            stage = self._ahead.popleft()
+            if stage.stage_id not in self._busy:
+                return stage
+        return None
 
 
 class _Cluster:

@@ -32,6 +32,7 @@ class Job:
     stage_id: StageId
     devices: tuple[str, ...]
     work: Callable[[], object]
+    """False says that there was nothing to claim."""
 
 
 class Crew:
@@ -75,14 +76,14 @@ class Crew:
             self._busy.add(stage_id)
             self._start(Job(stage_id, found.devices, partial(take_over, found.task, found.child, age_s, self._deps)))
 
-    def _choose(self) -> list[Job]:
-        """What is ready and fits; from now on it is ours to carry out."""
+    def _choose(self, *, ended: bool = False) -> list[Job]:
+        """What is ready and fits; from now on it is ours to carry out. `ended`: one of ours has just ended."""
         if self._closed or self._deps.draining.is_set() or not self._devices.any_free:
             return []
         with self._looking:
             jobs = [
                 Job(stage.stage_id, devices, partial(supervise, stage.stage_id, devices, self._deps))
-                for stage, devices in self._chooser.choose(self._busy)
+                for stage, devices in self._chooser.choose(self._busy, ended=ended)
             ]
             self._busy.update(job.stage_id for job in jobs)
         return jobs
@@ -99,7 +100,8 @@ class Crew:
     def _carry_out(self, job: Job) -> bool:
         """Whether to look for another one."""
         try:
-            job.work()
+            if job.work() is False:
+                self._chooser.missed()
             return True
         except Unreachable as error:
             log.warning("the stage could not be claimed", extra={"error": str(error)})
@@ -115,7 +117,7 @@ class Crew:
     def _next(self) -> Job | None:
         """The next job for a thread that has carried out its own; others that fit get threads of their own."""
         try:
-            jobs = self._choose()
+            jobs = self._choose(ended=True)
         except Unreachable as error:
             log.warning("the queue could not be read", extra={"error": str(error)})
             return None

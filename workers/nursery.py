@@ -192,7 +192,7 @@ def _be_child(request: dict[str, Any], nursery: int) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         trees.die_with(nursery)
-        _open_log(Path(request["log"]))
+        _open_log(request["log"])
         os.closerange(3, 256)
         os.environ[MARK] = request["spawn"]
         from workers import stage_process
@@ -206,14 +206,15 @@ def _be_child(request: dict[str, Any], nursery: int) -> None:
         os._exit(code)
 
 
-def _open_log(path: Path) -> None:
-    """Send everything that this process prints to its log, a line at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _open_log(path: str) -> None:
+    """Send everything that this process prints to its log, which its supervisor has begun."""
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
+
+
+def _prepare_to_print() -> None:
+    """As the children print: a line at a time, whatever it holds."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
@@ -237,7 +238,9 @@ def main(descriptor: int, folder: Path, alone_s: float, grace_s: float, kind: st
                 importlib.import_module(name)
             except Exception:  # noqa: BLE001 - left to the stage that asks for it, whose log will tell
                 traceback.print_exc()
-        log.configure()  # for the children: what each would do anew costs each of them the copies of many pages
+        # For the children: what each would do anew costs each of them the copies of many pages.
+        log.configure()
+        _prepare_to_print()
         Nursery(channel, folder, alone_s, grace_s).serve()
 
 
