@@ -32,6 +32,7 @@ from sqlalchemy import select
 
 from engine.errors import Unreachable
 from engine.store.metrics import MetricWriter
+from engine.store.pace import switch_often
 from engine.store.session import Database, open_database
 from engine.store.stages import Claimed
 from engine.store.tables import Metric, Series
@@ -235,6 +236,9 @@ def in_the_loop(given: argparse.Namespace, kinds: list[str], mlflow: bool) -> No
     """The second table. On a shared machine steps are late for other processes too, so the stall that the writer
     causes is bounded by what it worked: how late a step was that waited, but no more than the writer's CPU time in it.
     """
+    switch_often()  # as a stage's process does, whose parent has frozen what it had imported
+    gc.collect()
+    gc.freeze()
     turns = turns_for(given.step_ms / 1e3)
     rows = logged(given.keys, given.loop_steps)
     rate = given.keys / given.step_ms * 1e3

@@ -40,6 +40,7 @@ from engine.store import checkpoints, evaluations
 from engine.store.artifact_store import ArtifactStore
 from engine.store.fingerprints import Fingerprint
 from engine.store.metrics import MetricWriter
+from engine.store.pace import switch_often
 from engine.store.session import Database
 from engine.store.stages import Resume
 
@@ -232,6 +233,7 @@ class EngineContext:
     @cached_property
     def _metrics(self) -> MetricWriter:
         claimed = self._claimed
+        switch_often()
         return MetricWriter(self._db, claimed.run_id, claimed.stage_id, claimed.number, self._spool.folder)
 
     def _deliver_metrics(self) -> None:

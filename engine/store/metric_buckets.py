@@ -17,7 +17,7 @@ from sqlalchemy import bindparam, func, select, text, update
 from sqlalchemy.orm import Session
 
 from engine.store.columns import table_of
-from engine.store.metric_upsert import give_way
+from engine.store.pace import give_way
 from engine.store.tables import Metric, Series, StageId
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ FAN = 5
 """log2 of the buckets of one level that make one of the next."""
 LEVELS = 3
 _WIDEST = 40
-_AT_ONCE = 4
+_AT_ONCE = 2
 _BEFORE_ALL = -(2**63)
 
 
@@ -94,6 +94,7 @@ def keep_up(session: Session, written: Iterable[tuple[Standing, Collection[int]]
     moved: list[Standing] = []
     for standing, steps in written:
         spans += _touched(standing, steps)
+        give_way()
         if standing.loose >= LOOSE and (passed := _move_mark(session, standing)) is not None:
             spans.append(passed)
             moved.append(standing)

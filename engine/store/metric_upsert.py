@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-import time
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import repeat
@@ -17,12 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
+from engine.store.pace import give_way
+
 if TYPE_CHECKING:
     from psycopg.adapt import Dumper
 
-CHUNK = 512
+CHUNK = 128
 """Rows that are prepared at once, holding the interpreter's lock: well under a millisecond."""
-_ROWS = (512, 64, 8, 1)
+_ROWS = (128, 16, 4, 1)
 """Rows a statement on SQLite, which takes as many parameters as that."""
 
 _UPSERT = " ON CONFLICT (series_id, step) DO UPDATE SET value = excluded.value, time = excluded.time"
@@ -73,14 +74,6 @@ def upsert(session: Session, points: Iterable[tuple[int, Steps]]) -> None:
                     connection.exec_driver_sql(_SQLITE[size], tuple(flat[begin : begin + 4 * size]))
                     begin += 4 * size
         give_way()
-
-
-def give_way() -> None:
-    """Let another thread have the interpreter, if one waits for it.
-
-    Long enough for it to wake up: after a sleep of zero, or a statement as short, we would have it back before.
-    """
-    time.sleep(2e-5)
 
 
 def _chunks(points: Iterable[tuple[int, Steps]]) -> Iterator[Columns]:

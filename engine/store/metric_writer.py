@@ -22,7 +22,8 @@ from engine.errors import RlxError, StaleAttempt, Unreachable
 from engine.log import get_logger
 from engine.store.metric_buckets import Standing, keep_up, standings
 from engine.store.metric_spool import MetricSpool, Point
-from engine.store.metric_upsert import Steps, give_way, upsert
+from engine.store.metric_upsert import Steps, upsert
+from engine.store.pace import be_patient, give_way
 from engine.store.session import Database
 from engine.store.stages import Fence, fenced
 from engine.store.tables import RunId, Series, StageId
@@ -34,8 +35,10 @@ log = get_logger(__name__)
 FLUSH_S = 0.5
 _BATCH = 10_000
 """Values a transaction, or those of one `log` call where it has more."""
-_SLICE = 500
+_SLICE = 100
 """Values that the thread handles before it lets the training loop have the interpreter."""
+_BACKLOG = 20_000
+"""Calls of `log` that wait, with which the thread no longer takes its time."""
 _LONGEST_KEY = 255
 _STEPS = range(-(2**62), 2**62)
 """Steps that the databases and their arithmetic can hold."""
@@ -73,6 +76,8 @@ class MetricWriter:
         self._refused_keys: set[str] = set()
         self._wake = threading.Event()
         self._closing = False
+        self._awaiting: deque[None] = deque()
+        """An entry for everyone who waits until a delivery is through: unlike a count, safe from any thread."""
         self._flush_s = flush_s
         self._hold = hold
         self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
@@ -106,8 +111,12 @@ class MetricWriter:
 
         Raises StaleAttempt where a newer attempt has begun, DiskError where neither takes it.
         """
-        with self._delivering:
-            self._deliver()
+        self._awaiting.append(None)
+        try:
+            with self._delivering:
+                self._deliver()
+        finally:
+            self._awaiting.pop()
         if self._stale is not None:
             raise self._stale
 
@@ -118,6 +127,7 @@ class MetricWriter:
         stage's next attempt. Raises StaleAttempt where a newer one has begun.
         """
         self._closing = True
+        self._awaiting.append(None)
         self._wake.set()
         self._thread.join()
         deadline = clock.monotonic() + patience_s
@@ -128,6 +138,7 @@ class MetricWriter:
         return not self._spool.waiting
 
     def _work(self) -> None:
+        be_patient(lambda: bool(self._awaiting) or len(self._pending) > _BACKLOG)
         while not self._closing and self._stale is None:
             self._wake.wait(self._flush_s)
             try:
@@ -198,10 +209,13 @@ class MetricWriter:
         """One batch in one transaction. False where the database is away or the attempt is stale."""
         try:
             with self._db.write() as session:
+                give_way()
                 self._hold(session, self._stage_id, self._fence)
+                give_way()
                 self._intern(session, points)
                 give_way()
                 upsert(session, ((self._series[key].id, steps) for key, steps in points.items()))
+                give_way()
                 keep_up(session, ((self._series[key], steps.values) for key, steps in points.items()))
         except Unreachable:
             self._series.clear()  # what we know of them may be from a transaction that never was

@@ -1,0 +1,44 @@
+"""How a thread that writes beside a training loop shares the interpreter with it, so that no step is late for long.
+
+A thread that holds the interpreter's lock gives it away after the switch interval at the latest, five milliseconds
+unless told otherwise, and a training loop in pure Python takes it back as late. So the interval is made short, and
+the writing thread rests after each slice of work for longer than the slice took.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+SWITCH_S = 3e-4
+_SHORTEST_S, _LONGEST_S = 2e-5, 2e-3
+_REST = 2.0
+"""Seconds for each second of work."""
+
+_own = threading.local()
+
+
+def switch_often() -> None:
+    """Have the interpreter go from hand to hand within SWITCH_S. For the whole process, which should be a stage's."""
+    sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
+
+
+def be_patient(hurry: Callable[[], bool]) -> None:
+    """From now on this thread works in the background: it rests longer than it works, unless there is `hurry`."""
+    _own.hurry, _own.since = hurry, time.thread_time()
+
+
+def give_way() -> None:
+    """Let another thread have the interpreter, if one waits for it.
+
+    Long enough for it to wake up: after a sleep of zero, or a statement as short, we would have it back before.
+    """
+    hurry = getattr(_own, "hurry", None)
+    if hurry is None or hurry():
+        time.sleep(_SHORTEST_S)
+        return
+    worked = time.thread_time() - _own.since
+    time.sleep(min(max(_SHORTEST_S, _REST * worked), _LONGEST_S))
+    _own.since = time.thread_time()
