@@ -3,7 +3,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -32,7 +32,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 @pytest.fixture
-def background() -> Iterator[Callable[[Callable[[], None]], None]]:
+def background() -> Callable[[Callable[[], None]], None]:
     """Run something in a thread of its own."""
 
     def run(what: Callable[[], None]) -> None:
@@ -40,7 +40,7 @@ def background() -> Iterator[Callable[[Callable[[], None]], None]]:
         thread.start()
         thread.join()
 
-    yield run
+    return run
 
 
 def test_in_the_background_rests_are_twice_as_long_as_the_work(
