@@ -78,7 +78,7 @@ class Crew:
 
     def _choose(self, *, ended: bool = False) -> list[Job]:
         """What is ready and fits; from now on it is ours to carry out. `ended`: one of ours has just ended."""
-        if self._closed or self._deps.draining.is_set() or not self._devices.any_free:
+        if not self.has_room:
             return []
         with self._looking:
             jobs = [
@@ -131,6 +131,11 @@ class Crew:
     def lends(self) -> Needs:
         """What the worker has, lent or not."""
         return self._devices.total
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another stage could be started."""
+        return not self._closed and not self._deps.draining.is_set() and self._devices.any_free
 
     @property
     def size(self) -> int:

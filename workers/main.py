@@ -38,6 +38,8 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 PULSE_S = 1.0
+GLANCE_S = 0.05
+"""On a store of which a glance tells whether it has changed, so soon is anything new noticed, whoever announces it."""
 HEARTBEAT_S = 4.0
 FAREWELL_S = 0.5
 """How long the threads may take to end once no stage is left; what they would still do, another worker does."""
@@ -99,10 +101,12 @@ class Signals:
         with suppress(BlockingIOError):  # it is awake already
             os.write(self._wakes, b"!")
 
-    def wait(self, timeout_s: float) -> None:
-        """Until woken, or until the time is up."""
+    def wait(self, timeout_s: float) -> bool:
+        """Whether woken before the time is up."""
         if select.select([self._ends], [], [], timeout_s)[0]:
             os.read(self._ends, 4096)
+            return True
+        return False
 
 
 def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_id: UUID | None) -> int:
@@ -144,8 +148,9 @@ def _take_over(deps: Deps) -> None:
 def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> int:
     """Until it is time to leave: give signs of life, and look for work that nobody announced to us. The exit code."""
     beaten, drain = time.monotonic(), Drain.NO
+    glance = deps.db.watch()
     while not signals.count:
-        signals.wait(PULSE_S)
+        _rest(signals, crew, glance)
         if time.monotonic() - beaten >= HEARTBEAT_S:
             beaten = time.monotonic()
             status = WorkerStatus.DRAINING if drain else WorkerStatus.ALIVE
@@ -164,6 +169,16 @@ def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> int
             if _quietly(lambda: _stuck(deps, crew)):
                 return ExitCode.RUN_FAILED
     return ExitCode.OK
+
+
+def _rest(signals: Signals, crew: Crew, glance: Callable[[], bool] | None) -> None:
+    """Until the next pulse, or until there may be something to start."""
+    until = time.monotonic() + PULSE_S
+    while (left := until - time.monotonic()) > 0:
+        if signals.wait(left if glance is None else min(GLANCE_S, left)):
+            return
+        if glance is not None and crew.has_room and glance():
+            return
 
 
 def _register(

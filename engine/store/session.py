@@ -6,6 +6,7 @@ Repositories take the session that these hand out; the edge decides where a tran
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -79,6 +80,27 @@ class Database:
                     raise
                 time.sleep(0.01 * 2**attempt)
         raise AssertionError("the loop returns or raises")
+
+    def watch(self) -> Callable[[], bool] | None:
+        """A glance: whether anybody has committed anything since the last one. None where a glance costs a query.
+
+        SQLite counts commits in a page that all processes share. For one thread.
+        """
+        file = sqlite_file(self.url)
+        if file is None:
+            return None
+        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        seen = None
+
+        def glance() -> bool:
+            nonlocal seen
+            try:
+                before, seen = seen, connection.execute("PRAGMA data_version").fetchone()
+            except sqlite3.Error:
+                return True  # whoever looks will be told what is wrong
+            return bool(before != seen)
+
+        return glance
 
     def close(self) -> None:
         """Close every pooled connection. The next use opens new ones."""

@@ -27,7 +27,7 @@ from engine.settings import read_settings
 from workers import main
 from workers.supervisor import Times
 log.configure()
-main.PULSE_S = float(sys.argv[2])
+main.PULSE_S = main.GLANCE_S = float(sys.argv[2])
 main.run_worker(read_settings(), queues=[sys.argv[1]], times=Times(lease_s=float(sys.argv[3]), heartbeat_s=0.3))
 """
 

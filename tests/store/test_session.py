@@ -52,6 +52,26 @@ def test_a_reader_sees_one_moment(db: Database, clock: Clock) -> None:
     assert _count(db) == 1
 
 
+def test_a_glance_tells_of_every_commit_once_and_of_nothing_else(db: Database, clock: Clock) -> None:
+    glance = db.watch()
+    if db.engine.dialect.name == "postgresql":
+        assert glance is None, "there a glance would cost a query"
+        return
+    assert glance is not None
+    glance()
+    told = [glance()]
+    _count(db)
+    told.append(glance())
+    with pytest.raises(RuntimeError):
+        _write_and_raise(db, clock)
+    told.append(glance())
+    with db.write() as session:
+        events.add(session, "test", "kept", now=clock())
+    told += [glance(), glance()]
+
+    assert told == [False, False, False, True, False]
+
+
 def test_writers_wait_for_each_other(db: Database, clock: Clock) -> None:
     def count_up() -> None:
         for _ in range(10):
