@@ -123,6 +123,15 @@ class Devices:
             self._free.update(taken)
 
 
+def threads_of(devices: Sequence[str], slots: int) -> int:
+    """The CPU threads that go with these devices, of a worker with so many slots: an equal part for each slot.
+
+    With more, the stages of a full worker would wait for each other's threads, and take several times as long.
+    """
+    lent = sum(name.startswith("slot:") for name in devices)
+    return max(1, len(os.sched_getaffinity(0)) * lent // slots)
+
+
 def gpu_ids(devices: Sequence[str]) -> tuple[str, ...]:
     """The GPUs among device names, as CUDA_VISIBLE_DEVICES wants them."""
     return tuple(name.removeprefix("gpu:") for name in devices if name.startswith("gpu:"))

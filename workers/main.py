@@ -68,7 +68,7 @@ def run_worker(
             with db.read() as session:
                 queues = queue.names(session, run_id)
         worker, devices = _register(db, name or host_name(), queues, slots, gpus, run_id)
-        deps = Deps(settings, db, worker, children, times=times or Times())
+        deps = Deps(settings, db, worker, children, devices.slots, times=times or Times())
         crew = Crew(deps, devices, queues, run_id, on_idle=signals.wake)
         try:
             _quietly(lambda: _take_over(deps))  # before any of it is tried again

@@ -29,7 +29,7 @@ from engine.store.session import Database
 from engine.store.stages import Claimed, Outcome, Signal
 from engine.store.tables import StageId, WorkerId
 from workers.children import Child, Children, NoChild
-from workers.devices import gpu_ids
+from workers.devices import gpu_ids, threads_of
 from workers.vigil import Vigil
 
 log = get_logger(__name__)
@@ -65,6 +65,8 @@ class Deps:
     db: Database
     worker: WorkerId
     children: Children
+    slots: int = 1
+    """How many it lends."""
     now: Clock = utc_now
     clock: Callable[[], float] = time.monotonic
     """Seconds, for the stage's limits: `hardware.timeout` and `hardware.stall_timeout`."""
@@ -90,7 +92,7 @@ def supervise(stage_id: StageId, devices: Sequence[str], deps: Deps) -> bool:
         )
     if claimed is None:  # announced twice, cancelled, or answered from the cache: all are normal
         return False
-    task = Task(claimed, deps.settings, gpu_ids(devices))
+    task = Task(claimed, deps.settings, gpu_ids(devices), threads_of(devices, deps.slots))
     _see_through(task, "stage started", lambda: _run_child(task, deps), deps)
     return True
 

@@ -82,7 +82,7 @@ def _prepare_torch(task: Task, seed: int) -> None:
 
     threads = task.claimed.resources.threads
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads or task.threads or len(os.sched_getaffinity(0)))
     if not task.gpus:
         same_bits_again()
     seed_torch(seed)

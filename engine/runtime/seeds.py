@@ -52,7 +52,10 @@ def same_bits_again() -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global generator, as a tree that a checkpoint can hold; torch's where it is imported."""
+    """The state of every global generator, as a tree that a checkpoint can hold; torch's where it is imported.
+
+    With torch's its number of threads: sums are rounded otherwise with another, on a worker with other slots for one.
+    """
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
@@ -67,7 +70,7 @@ def rng_state() -> dict[str, Any]:
     }
     if (torch := sys.modules.get("torch")) is None:
         return state
-    state["torch"] = torch.get_rng_state()
+    state["torch"], state["threads"] = torch.get_rng_state(), torch.get_num_threads()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = list(torch.cuda.get_rng_state_all())
     return state
@@ -93,6 +96,8 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     import torch
 
     torch.set_rng_state(state["torch"])
+    if "threads" in state:
+        torch.set_num_threads(state["threads"])
     if "cuda" in state:
         if len(state["cuda"]) != torch.cuda.device_count():
             raise ResumeError(

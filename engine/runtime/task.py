@@ -23,11 +23,13 @@ from engine.store.stages import Claimed, Outcome
 
 @dataclass(frozen=True)
 class Task:
-    """One attempt, where it keeps its things, and the GPUs that it was lent."""
+    """One attempt, where it keeps its things, and what it was lent."""
 
     claimed: Claimed
     settings: Settings
     gpus: tuple[str, ...] = ()
+    threads: int | None = None
+    """CPU threads; None for all that the machine has."""
 
     @property
     def work(self) -> Path:
@@ -72,6 +74,7 @@ class Task:
                 "artifact_url": self.settings.artifact_url,
             },
             "gpus": list(self.gpus),
+            "threads": self.threads,
         }
         _write_whole(self.path, data)
 
@@ -84,6 +87,7 @@ class Task:
             claimed=Claimed.from_data(data["claimed"]),
             settings=Settings(**{**settings, "home": Path(settings["home"])}),
             gpus=tuple(data["gpus"]),
+            threads=data.get("threads"),
         )
 
     def write_outcome(self, outcome: Outcome) -> None:

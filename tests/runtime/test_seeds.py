@@ -48,6 +48,18 @@ def test_generators_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert [draw(), draw()] == expected
 
 
+def test_a_stage_goes_on_with_as_many_threads_as_it_began_with() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        state = rng_state()
+        torch.set_num_threads(1)
+        set_rng_state(state)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_missing_generator_refuses_to_resume() -> None:
     state = rng_state()
     del state["numpy"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.plan.stage import Needs, Resources
 from engine.store.queue import Waiting
 from engine.store.tables import StageId
-from workers.devices import Devices, Taken, gpu_ids, gpus_here
+from workers.devices import Devices, Taken, gpu_ids, gpus_here, threads_of
 
 
 class Feed:
@@ -182,3 +182,12 @@ def test_a_suspect_does_not_take_the_place_of_what_is_kept() -> None:
     devices.take(Feed([stage(slots=3)]))
     taken = devices.take(Feed([wide, suspect, stage()]))
     assert (lent(taken), taken.kept) == ([], wide)
+
+
+def test_a_full_worker_has_no_more_threads_than_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+
+    assert threads_of(["slot:0", "gpu:0"], slots=1) == 8
+    assert threads_of(["slot:0", "gpu:0"], slots=3) == 2
+    assert threads_of(["slot:0", "slot:2"], slots=4) == 4
+    assert threads_of(["slot:0"], slots=16) == 1

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from engine.store import artifacts, checkpoints, metrics, runs, samples, stages
 from engine.store.processes import process_started
 from engine.store.session import Database
 from engine.store.tables import Attempt, Run, RunId, Stage, StageId
+from tests.workers.conftest import STAGES
+from workers.children import Children
 from workers.supervisor import Deps, Times, supervise
 
 Submit = Callable[..., tuple[Run, StageId]]
@@ -307,6 +310,25 @@ def test_a_light_stage_starts_without_torch_and_draws_the_same_with_it(
     assert early
     assert not late
     assert full == light_one
+
+
+@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
+def test_the_stages_of_a_full_worker_share_its_processors(
+    db: Database, deps: Deps, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # which would be what the user wants
+    monkeypatch.setenv("RLX_PRELOAD", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(STAGES), os.environ.get("PYTHONPATH")])))
+    processors = len(os.sched_getaffinity(0))
+    threads = []
+    with closing(Children(tmp_path)) as children:
+        for slots in (1, processors):
+            run, stage_id = submit("draw")
+            supervise(stage_id, ("slot:0",), replace(deps, children=children, slots=slots))
+            with db.read() as session:
+                (artifact,) = artifacts.of_run(session, RunId(run.id)).values()
+            threads.append(json.loads(Path(artifact.uri, "drawn.json").read_text())[-1])
+    assert threads == [processors, 1]
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
