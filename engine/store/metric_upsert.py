@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from engine.store.pace import give_way
+from engine.store.pace import give_way, patient
 
 if TYPE_CHECKING:
     from psycopg.adapt import Dumper
 
-CHUNK = 128
-"""Rows that are prepared at once, holding the interpreter's lock: well under a millisecond."""
-_ROWS = (128, 16, 4, 1)
+CHUNK, SLICE = 512, 128
+"""Rows that are prepared at once, holding the interpreter's lock; the fewer beside a training loop."""
+_ROWS = (512, 128, 16, 4, 1)
 """Rows a statement on SQLite, which takes as many parameters as that."""
 
 _UPSERT = " ON CONFLICT (series_id, step) DO UPDATE SET value = excluded.value, time = excluded.time"
@@ -78,18 +78,19 @@ def upsert(session: Session, points: Iterable[tuple[int, Steps]]) -> None:
 
 def _chunks(points: Iterable[tuple[int, Steps]]) -> Iterator[Columns]:
     """A few hundred rows at a time; series that are short share one."""
+    most = SLICE if patient() else CHUNK
     columns = Columns([], [], [], [])
     for series_id, (values, times) in points:
         steps, numbers, moments = list(values), list(values.values()), list(times.values())
         begin = 0
         while begin < len(values):
-            end = min(len(values), begin + CHUNK - len(columns.step))
+            end = min(len(values), begin + most - len(columns.step))
             columns.series_id.extend(repeat(series_id, end - begin))
             columns.step.extend(steps[begin:end])
             columns.value.extend(numbers[begin:end])
             columns.time.extend(moments[begin:end])
             begin = end
-            if len(columns.step) == CHUNK:
+            if len(columns.step) == most:
                 yield columns
                 columns = Columns([], [], [], [])
     if columns.step:

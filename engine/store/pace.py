@@ -30,13 +30,18 @@ def be_patient(hurry: Callable[[], bool]) -> None:
     _own.hurry, _own.since = hurry, time.thread_time()
 
 
+def patient() -> bool:
+    """Whether this thread has time."""
+    hurry = getattr(_own, "hurry", None)
+    return hurry is not None and not hurry()
+
+
 def give_way() -> None:
     """Let another thread have the interpreter, if one waits for it.
 
     Long enough for it to wake up: after a sleep of zero, or a statement as short, we would have it back before.
     """
-    hurry = getattr(_own, "hurry", None)
-    if hurry is None or hurry():
+    if not patient():
         time.sleep(_SHORTEST_S)
         return
     worked = time.thread_time() - _own.since
