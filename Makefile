@@ -16,7 +16,7 @@ demo: $(VENV)/.run  ## train a small model from specs/best_lang.yaml, end to end
 	@$(BIN)/rlx submit specs/best_lang.yaml --wait
 
 test: $(VENV)/.dev  ## the test suite
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: $(VENV)/.dev  ## lint, types, import contracts, migrations, shipped specs, generated docs
 	$(BIN)/ruff check .
