@@ -76,7 +76,7 @@ class Chooser:
             taken = self._devices.take(line, cluster.should_keep)
             # Another may have taken it over since: what counts is what the store says.
             was = cluster.kept if self._kept is not None or taken.kept is not None else None
-            if ended and since < _AHEAD * _AHEAD_FOR and taken.kept is None:
+            if ended and since < _AHEAD * _AHEAD_FOR and taken.kept is None:  # else it would be forgotten unused
                 self._look_ahead(line)
         self._keep(taken.kept, was)
         return taken.lent

@@ -23,7 +23,7 @@ from engine.log import get_logger
 from engine.store.metric_buckets import Standing, keep_up, standings
 from engine.store.metric_spool import MetricSpool, Point
 from engine.store.metric_upsert import Steps, upsert
-from engine.store.pace import be_patient, give_way
+from engine.store.pace import be_patient, give_way, patient
 from engine.store.session import Database
 from engine.store.stages import Fence, fenced
 from engine.store.tables import RunId, Series, StageId
@@ -33,8 +33,9 @@ from engine.store.values import storable_text
 log = get_logger(__name__)
 
 FLUSH_S = 0.5
-_BATCH = 10_000
-"""Values a transaction, or those of one `log` call where it has more."""
+_BATCH, _SMALL_BATCH = 10_000, 2_000
+"""Values a transaction, or those of one `log` call where it has more; the fewer where the thread rests meanwhile, for
+on SQLite nobody else writes until it is over."""
 _SLICE = 100
 """Values that the thread handles before it lets the training loop have the interpreter."""
 _BACKLOG = 20_000
@@ -182,7 +183,8 @@ class MetricWriter:
         found: dict[str, Steps] = {}
         names = self._names
         taken = held = 0
-        while len(entries) < most and taken < _BATCH:
+        batch = _SMALL_BATCH if patient() else _BATCH
+        while len(entries) < most and taken < batch:
             entry = self._pending.popleft()
             entries.append(entry)
             step, values, time = entry

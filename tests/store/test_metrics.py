@@ -16,7 +16,7 @@ from sqlalchemy import event, insert, select, text
 from sqlalchemy.exc import OperationalError
 
 from engine.errors import StaleAttempt
-from engine.store import metrics, runs
+from engine.store import metric_writer, metrics, runs
 from engine.store.metric_spool import MetricSpool
 from engine.store.metrics import MetricWriter
 from engine.store.session import Database
@@ -124,6 +124,24 @@ def test_the_background_thread_delivers_by_itself(db: Database, claimed: Claimed
     assert delivered.wait(60)
     writer.close()
     assert _values(db, claimed.run_id, "x") == {0: 1.0}
+
+
+def test_a_thread_that_takes_its_time_keeps_other_writers_waiting_for_less(
+    db: Database, claimed: Claimed, writer: MetricWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[int] = []
+    event.listen(db.engine, "commit", lambda connection: commits.append(1))
+    per_round = []
+    for takes_its_time in (False, True):
+        monkeypatch.setattr(metric_writer, "patient", lambda patient=takes_its_time: patient)
+        for step in range(10_000):
+            writer.log(step, {"loss": float(step)})
+        commits.clear()
+        writer.flush()
+        per_round.append(len(commits))
+
+    assert per_round == [1, 5]
+    assert len(_values(db, claimed.run_id, "loss")) == 10_000
 
 
 def test_a_step_logged_again_replaces_the_point(db: Database, claimed: Claimed, writer: MetricWriter) -> None:
