@@ -128,8 +128,9 @@ def test_the_late_writes_of_a_frozen_worker_are_refused(
     second = fleet.start_worker()
     frozen = fleet.family(first)
     assert before.pid in frozen
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+    with fleet.db.write():  # so that none of them is stopped with SQLite's write lock in its hand: nobody could take over
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
     after = fleet.trained(run, attempt=2, step=training.HELD_AGAIN_AT)
     assert after.worker_pid == second.pid
     gate.touch()
