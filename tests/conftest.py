@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,10 +22,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from engine.settings import Settings, read_settings
 from engine.store.session import Database, open_database
+from tests.databases import POSTGRES, SharedDatabase, fresh_database
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
-POSTGRES = os.environ.get("RLX_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 REDIS = os.environ.get("RLX_TEST_REDIS", "redis://127.0.0.1:6379/9")
 RABBITMQ = os.environ.get("RLX_TEST_RABBITMQ", "amqp://guest:guest@127.0.0.1:5672//")
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
@@ -117,44 +116,18 @@ def settings(tmp_path: Path) -> Settings:
     return read_settings({"RLX_HOME": str(home)}, cwd=tmp_path)
 
 
-@contextmanager
-def _postgres_database(template: str | None = None) -> Iterator[str]:
-    """A fresh PostgreSQL database, a copy of `template` if there is one; dropped afterwards."""
-    from sqlalchemy import NullPool, create_engine, make_url, text
-
-    name = f"rlx_test_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(
-        POSTGRES, isolation_level="AUTOCOMMIT", poolclass=NullPool, connect_args={"connect_timeout": 30}
-    )
-
-    def administer(statement: str) -> None:
-        with admin.connect() as connection:
-            connection.execute(text(statement))
-
-    administer(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else ""))
-    try:
-        yield make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
-    finally:
-        administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-
 @pytest.fixture
 def postgres_url() -> Iterator[str]:
-    """An empty PostgreSQL database."""
-    with _postgres_database() as url:
+    """A PostgreSQL database without tables."""
+    with fresh_database() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def postgres_template() -> Iterator[str]:
-    """The name of a database at the newest revision: a copy of it is quicker had than one built by migrations."""
-    from sqlalchemy import make_url
-
-    from engine.store.schema import upgrade
-
-    with _postgres_database() as url:
-        upgrade(url)
-        yield str(make_url(url).database)
+def shared_database() -> Iterator[SharedDatabase]:
+    """What `db` gives to one test after another."""
+    with SharedDatabase() as shared:
+        yield shared
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -163,7 +136,7 @@ def db(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Database]
     with ExitStack() as stack:
         url = settings.database_url
         if request.param == "postgres":
-            url = stack.enter_context(_postgres_database(request.getfixturevalue("postgres_template")))
+            url = request.getfixturevalue("shared_database").empty()
         database = open_database(url)
         stack.callback(database.engine.dispose)
         yield database
