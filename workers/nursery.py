@@ -35,6 +35,7 @@ NEEDED = ("numpy.random", "workers.stage_process")
 """What every stage's process runs on."""
 
 PRELOADED = (
+    "torch",
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto",
     "engine.lm.hf",
@@ -243,7 +244,7 @@ def main(descriptor: int, folder: Path, alone_s: float, grace_s: float, kind: st
     trees.adopt_orphans()
     with socket.socket(fileno=descriptor) as channel:
         channel.set_inheritable(False)
-        for name in (*NEEDED, *(() if kind == wire.LIGHT else ("torch", *_preloaded()))):
+        for name in (*NEEDED, *(() if kind == wire.LIGHT else _preloaded())):
             try:
                 importlib.import_module(name)
             except Exception:  # noqa: BLE001 - left to the stage that asks for it, whose log will tell

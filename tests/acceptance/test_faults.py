@@ -128,9 +128,7 @@ def test_the_late_writes_of_a_frozen_worker_are_refused(
     second = fleet.start_worker()
     frozen = fleet.family(first)
     assert before.pid in frozen
-    with (
-        fleet.db.write()
-    ):  # so that none of them is stopped with SQLite's write lock in its hand: nobody could take over
+    with fleet.db.write():  # stopped with SQLite's write lock in its hand, it would hold up the one that takes over
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)
     after = fleet.trained(run, attempt=2, step=training.HELD_AGAIN_AT)

@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def variant(monkeypatch: pytest.MonkeyPatch) -> Compiled:
-    """A spec whose plan is one small stage of `queue_stages`, which workers find and need not preload anything for."""
+    """A spec whose plan is one small stage of `queue_stages`, which workers find and preload only torch for."""
     here = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])))
-    monkeypatch.setenv("RLX_PRELOAD", "")
+    monkeypatch.setenv("RLX_PRELOAD", "torch")
     learn = Stage("learn", "test.learn", "queue_stages:learn", ())
     return replace(compiled(ROOT / "specs/best_lang.yaml", [], tiny=True)[0], plan=Plan("learn_tiny", 3, (learn,)))
 

@@ -78,7 +78,7 @@ class Fleet:
         arguments = ["--name", name, "--slots", str(slots), "--lease-s", str(self.lease_s)]
         command = [*inside, sys.executable, "-P", "-m", "tests.faults.worker", *arguments]
         environment = python_environment() | (settings or self.settings).environment()
-        environment |= {"RLX_PRELOAD": "", "OMP_NUM_THREADS": "1"}
+        environment |= {"RLX_PRELOAD": "torch", "OMP_NUM_THREADS": "1"}
         with (logs / f"{name}.log").open("ab") as log:
             worker = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True

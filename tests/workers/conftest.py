@@ -36,7 +36,7 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Children]:
     """A nursery, started once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(STAGES), os.environ.get("PYTHONPATH")])))
-        patch.setenv("RLX_PRELOAD", "")  # these stages need none of it
+        patch.setenv("RLX_PRELOAD", "torch")  # these stages need none of the rest
         nursery = Children(tmp_path_factory.mktemp("run"))
         nursery.warm_up()
         yield nursery
