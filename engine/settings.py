@@ -38,7 +38,7 @@ class Settings:
 
     @property
     def work(self) -> Path:
-        """Private directories of running attempts."""
+        """What running attempts have of their own."""
         return self.home / "work"
 
     @property

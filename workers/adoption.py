@@ -13,7 +13,7 @@ from uuid import UUID
 
 from engine.errors import Refused
 from engine.log import get_logger
-from engine.runtime.task import Task
+from engine.runtime.task import Task, places
 from engine.store import adoption, stages, workers
 from engine.store.adoption import Orphan
 from engine.store.processes import process_started
@@ -44,7 +44,7 @@ def adopt(deps: Deps, devices: Devices, run_id: UUID | None = None) -> Iterator[
         children |= deps.children.adopt(pid)
     for orphan in orphans:
         child = children.pop(str(orphan.attempt_id), None)
-        path = deps.settings.work / str(orphan.attempt_id) / "task.json"
+        path, _ = places(deps.settings, orphan.attempt_id)
         if not path.is_file():
             continue  # it worked in another home
         task = Task.read(path)

@@ -6,7 +6,6 @@ the wish to stop, and keeps the time; how a child is made is `children`', which 
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 import time
@@ -118,7 +117,7 @@ def _see_through(task: Task, beginning: str, run: Callable[[], Outcome], deps: D
     except StaleAttempt as error:
         log.warning("the attempt is stale, its end is not recorded", extra=fields | {"error": str(error)})
     finally:
-        shutil.rmtree(task.work, ignore_errors=True)
+        task.clear()
 
 
 def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float = 0.0) -> Outcome:
@@ -261,7 +260,7 @@ def _outcome(task: Task, status: int, reason: Reason | None, vigil: Vigil, *, ou
     if told is not None or reason is not None:
         return Outcome.stopped()
     return autopsy.of_status(
-        status, out_of_memory=out_of_memory, last_words=log_tail(task.log, _LAST_WORDS), place=task.work
+        status, out_of_memory=out_of_memory, last_words=log_tail(task.log, _LAST_WORDS), place=task.settings.work
     )
 
 

@@ -1,12 +1,11 @@
 """Ends that nobody has recorded: a stage was through, but its worker died while it waited for the database.
 
-The outcome stands in the attempt's private directory, and its artifact in the store, so nothing is computed
+The outcome stands in the attempt's own file, and its artifact in the store, so nothing is computed
 again. An attempt whose process left no outcome is its lease's business.
 """
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 from sqlalchemy import select
@@ -15,7 +14,7 @@ from engine.clock import Clock, utc_now
 from engine.errors import StaleAttempt
 from engine.log import get_logger
 from engine.runtime import left_behind
-from engine.runtime.task import Task, log_tail
+from engine.runtime.task import Task, log_tail, written
 from engine.settings import Settings
 from engine.store import stages
 from engine.store.processes import provably_gone
@@ -30,9 +29,9 @@ log = get_logger(__name__)
 def finish_left(settings: Settings, db: Database, now: Clock = utc_now) -> int:
     """Record the ends that dead workers of this host left unrecorded; how many. Raises Unreachable."""
     finished = 0
-    for path in sorted(settings.work.glob("*/outcome.json")):
+    for path in sorted(written(settings)):
         try:
-            task = Task.read(path.with_name("task.json"))
+            task = Task.read(path)
             outcome = task.read_outcome()
         except FileNotFoundError:  # its own worker has just tidied up
             continue
@@ -48,7 +47,7 @@ def finish_left(settings: Settings, db: Database, now: Clock = utc_now) -> int:
             finished += 1
             fields = {"run": task.claimed.handle, "stage": task.claimed.name, "attempt": task.claimed.number}
             log.info("recorded an end that a dead worker had left", extra=fields | {"became": str(became)})
-        shutil.rmtree(task.work, ignore_errors=True)
+        task.clear()
     return finished
 
 

@@ -36,7 +36,7 @@ class Vigil:
         """Look: whether there was no sign of life for longer than there may be."""
         now = self._clock()
         since, self._looked = min(now - self._looked, _LONGEST_LOOK_S), now
-        self._readings = stopwatch.look(self._task.pulse, self._clock) or self._readings
+        self._readings = stopwatch.look(self._task.path, self._clock) or self._readings
         beats = 0 if self._readings is None else self._readings.beats
         self._stalled_s = self._stalled_s + since if beats == self._beats else 0.0
         self._beats = beats
@@ -49,7 +49,7 @@ class Vigil:
 
     def last_look(self) -> dict[str, Any]:
         """The same once the process has ended: its page says how it left."""
-        self._readings = stopwatch.look(self._task.pulse, self._clock) or self._readings
+        self._readings = stopwatch.look(self._task.path, self._clock) or self._readings
         return self.spent()
 
     def take_stacks(self, pid: int) -> None:

@@ -72,7 +72,7 @@ class EngineContext:
         self._task, self._claimed, self._stop, self._clock = task, claimed, stop, clock
         self._open_functions, self._retry_s = open_functions, retry_s
         self._shelf = Shelf(task.checkpoints, claimed.number)
-        self._watch = Stopwatch(task.pulse)
+        self._watch = Stopwatch(task.path)
         self._watch.start()
         self._interruption = interruption
         self.trace = Trace(self._keep, None if interruption is None else partial(interruption.reached, "note"))
@@ -90,14 +90,6 @@ class EngineContext:
         self.output_dir = task.output_dir
         self.device = "cuda" if task.gpus else "cpu"
         self.services: Mapping[str, Any] = MappingProxyType({})
-        self._spool = Spool.open(task.settings.spool, claimed.stage_id, claimed.number)
-        self._delivery = Delivery(
-            lambda: self._db,
-            Reporter(claimed.run_id, claimed.stage_id, claimed.number),
-            self._spool,
-            Hooks(self._deliver_metrics, self._recorded, self._keep_metrics, self._tidy_meanwhile),
-            retry_s=retry_s,
-        )
 
     @cached_property
     def rng(self) -> np.random.Generator:
@@ -119,7 +111,7 @@ class EngineContext:
     @property
     def should_stop(self) -> bool:
         """True once the stage was asked to stop, or a newer attempt has begun."""
-        return self._stop.is_set() or self._delivery.stale
+        return self._stop.is_set() or ("_delivery" in self.__dict__ and self._delivery.stale)
 
     def spent(self, activity: str) -> AbstractContextManager[None]:
         """What happens in the `with` block counts as `activity`, less what is counted otherwise within."""
@@ -206,6 +198,8 @@ class EngineContext:
         True where it is in the store. Raises what a delivery failed with, DiskError where neither takes it.
         """
         self.trace.flush()
+        if "_spool" not in self.__dict__:
+            return True
         with self.spent("waiting"):
             delivered = self._delivery.settle(PATIENCE_S, within_s=DISK_WITHIN_S)
             if "_metrics" in self.__dict__:
@@ -219,7 +213,7 @@ class EngineContext:
     def close(self) -> None:
         """End what the context has started; what is in the spool stays there, for another process to deliver."""
         self._watch.stop()
-        if self._delivery.close():
+        if "_spool" in self.__dict__ and self._delivery.close():
             self._spool.close()
         if "functions" in self.__dict__:
             self.functions.close()
@@ -229,6 +223,21 @@ class EngineContext:
     @cached_property
     def _db(self) -> Database:
         return Database(self._task.settings.database_url)  # connects when it must: the stage may begin in an outage
+
+    @cached_property
+    def _spool(self) -> Spool:
+        """Ours from the first report on: a stage that reports nothing has nothing to keep."""
+        return Spool.open(self._task.settings.spool, self._claimed.stage_id, self._claimed.number)
+
+    @cached_property
+    def _delivery(self) -> Delivery:
+        return Delivery(
+            lambda: self._db,
+            Reporter(self._claimed.run_id, self._claimed.stage_id, self._claimed.number),
+            self._spool,
+            Hooks(self._deliver_metrics, self._recorded, self._keep_metrics, self._tidy_meanwhile),
+            retry_s=self._retry_s,
+        )
 
     @cached_property
     def _metrics(self) -> MetricWriter:

@@ -1,6 +1,6 @@
 """What lies in a home folder and belongs to nobody any more: found by asking SQL whose it is, and by its age.
 
-Private directories of attempts that have ended, checkpoints that no row knows and drafts that a crash left,
+What attempts that have ended had of their own, checkpoints that no row knows and drafts that a crash left,
 logs of runs that were removed, spools of stages that are gone or delivered, fetched copies of artifacts that
 are no more. Which rows may go is the store's to say (`garbage`, `retention`, `removal`).
 """
@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from engine.runtime.task import places as places_of
 from engine.runtime.task import shelf_name
 from engine.settings import Settings
 from engine.store import garbage
@@ -56,7 +57,7 @@ def remove_files(owned: Belongings, settings: Settings) -> None:
     """Remove what this home keeps of a run that SQL has forgotten."""
     shelves = settings.checkpoints / owned.handle
     places = [shelves / shelf_name(name, stage_id) for stage_id, name in owned.stages]
-    places += [settings.work / str(attempt) for attempt in owned.attempts]
+    places += [place for attempt in owned.attempts for place in places_of(settings, attempt)]
     for stage_id, _ in owned.stages:
         places += _entries(settings.spool, f"{stage_id.hex}-*")
     places += [Path(uri) for uri in owned.checkpoints if uri.startswith("/")]
@@ -72,7 +73,7 @@ Found = Iterator[tuple[str, Path, str]]
 def _work(session: Session, folder: Path) -> Found:
     running = set(session.scalars(select(Attempt.id).where(Attempt.status == AttemptStatus.RUNNING)))
     for path in _entries(folder):
-        attempt = _uuid(path.name)
+        attempt = _uuid(path.stem)
         if attempt is not None and attempt not in running:
             yield "work", path, "its attempt has ended"
 

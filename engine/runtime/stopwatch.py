@@ -2,7 +2,7 @@
 
 `with spent("generation"):` anywhere below the running stage counts for it; spells nest, and the inner one's time is
 not the outer one's. Costs a microsecond, no system call and no lock, so it may stand around every decoding step. The
-page is a file: it outlives the process, whatever ends that. What the readings mean is told by `store.spent`.
+page is in a file: it outlives the process, whatever ends that. What the readings mean is told by `store.spent`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ Clock = Callable[[], float]
 _VERSION, _BEATS, _AT, _SINCE, _TOTAL = range(5)
 _KEPT = _TOTAL + len(ACTIVITIES)
 _SIZE = _KEPT + len(ACTIVITIES)
+BYTES = 8 * _SIZE
+"""How long a page is."""
 _NUMBER = {name: index for index, name in enumerate(ACTIVITIES)}
 _START_UP, _OTHER = _NUMBER["start_up"], _NUMBER["other"]
 _WORK = frozenset({_NUMBER["generation"], _NUMBER["training"]})
@@ -54,22 +56,22 @@ class Readings:
         return {"total": self.total, "kept": self.kept}
 
 
-def lay_out(path: Path, clock: Clock = time.monotonic) -> None:
-    """Make the page at `path`; the start-up begins. Raises OSError where the disk has no room for it."""
-    page = array("d", bytes(8 * _SIZE))
+def blank(clock: Clock = time.monotonic) -> bytes:
+    """A page, with which a file has to begin; the start-up begins now."""
+    page = array("d", bytes(BYTES))
     page[_AT], page[_SINCE] = _START_UP, clock()
-    with path.open("wb") as file:  # written, not only made so long: without room behind it the page would be fatal
-        file.write(page.tobytes())
+    return page.tobytes()
 
 
 def look(path: Path, clock: Clock = time.monotonic) -> Readings | None:
-    """The readings now, of a process that lives or not; None where there is no page."""
+    """The readings now, of a process that lives or not; None where no file begins with a page."""
     for _ in range(100):
         try:
-            data = path.read_bytes()
+            with path.open("rb", buffering=0) as file:
+                data = file.read(BYTES)
         except FileNotFoundError:
             return None
-        if len(data) != 8 * _SIZE:
+        if len(data) != BYTES:
             return None
         page = struct.unpack(f"{_SIZE}d", data)
         if page[_VERSION] % 2 == 0:
@@ -88,15 +90,15 @@ class Stopwatch:
     """The stopwatch of one stage. Spells are for the thread that made it; signs of life may come from any."""
 
     def __init__(self, path: Path | None = None, clock: Clock = time.monotonic) -> None:
-        """On the page at `path`, which `lay_out` has made; without one, in this process's own memory."""
+        """On the page with which the file at `path` begins; without one, in this process's own memory."""
         self._clock = clock
         self._page: array[float] | memoryview[float]
         if path is None:
-            self._page = array("d", bytes(8 * _SIZE))
+            self._page = array("d", bytes(BYTES))
             self._page[_AT], self._page[_SINCE] = _START_UP, clock()
         else:
             with path.open("r+b") as file:
-                self._page = memoryview(mmap.mmap(file.fileno(), 8 * _SIZE)).cast("d")
+                self._page = memoryview(mmap.mmap(file.fileno(), BYTES)).cast("d")
         self._base = int(self._page[_AT])
         self._stack: list[int] = []
         self._thread = threading.get_ident()

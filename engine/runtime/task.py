@@ -1,16 +1,19 @@
-"""What a stage's process is given, as one JSON file in the attempt's private directory, and what it leaves there.
+"""What a stage's process is given, and what it leaves, in two places of the attempt's own.
 
-work/<attempt>/task.json     what to run
-work/<attempt>/pulse         signs of life, and where the time goes
-work/<attempt>/output/       the stage's output, until it is moved into the artifact store
-work/<attempt>/outcome.json  how it ended; written last, in one rename
+work/<attempt>.task  a page of the stopwatch (signs of life, and where the time goes); a line of JSON that says what to
+                     run; written last, a line that says how it ended. A line that was not ended does not count.
+work/<attempt>/      the stage's output, until it is moved into the artifact store
+
+One file, for a short stage's time is spent on making and removing files more than on anything else.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from uuid import UUID
 from engine.runtime import stopwatch
 from engine.settings import Settings
 from engine.store.stages import Claimed, Outcome
+
+_SUFFIX = ".task"
 
 
 @dataclass(frozen=True)
@@ -32,24 +37,14 @@ class Task:
     """CPU threads; None for all that the machine has."""
 
     @property
-    def work(self) -> Path:
-        """Private to the attempt."""
-        return self.settings.work / str(self.claimed.attempt_id)
-
-    @property
     def path(self) -> Path:
-        """Where this task is written."""
-        return self.work / "task.json"
-
-    @property
-    def pulse(self) -> Path:
-        """The page of the stage's stopwatch."""
-        return self.work / "pulse"
+        """Where this task is written, after the page of its stopwatch."""
+        return places(self.settings, self.claimed.attempt_id)[0]
 
     @property
     def output_dir(self) -> Path:
         """Where the stage writes its output."""
-        return self.work / "output"
+        return places(self.settings, self.claimed.attempt_id)[1]
 
     @property
     def log(self) -> Path:
@@ -62,9 +57,7 @@ class Task:
         return self.settings.checkpoints / self.claimed.handle / shelf_name(self.claimed.name, self.claimed.stage_id)
 
     def write(self) -> None:
-        """Make the private directory, with the task in it."""
-        self.work.mkdir(parents=True)
-        stopwatch.lay_out(self.pulse)
+        """Begin the attempt's file. Raises OSError where the disk has no room for it."""
         data = {
             "claimed": self.claimed.as_data(),
             "settings": {
@@ -76,12 +69,17 @@ class Task:
             "gpus": list(self.gpus),
             "threads": self.threads,
         }
-        _write_whole(self.path, data)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".draft")
+        # Written, not only made so long: a page without room behind it would be fatal to whoever writes on it.
+        with draft.open("wb") as file:
+            file.write(stopwatch.blank() + _line(data))
+        os.replace(draft, self.path)
 
     @classmethod
     def read(cls, path: Path) -> Task:
-        """The task at `path`."""
-        data = json.loads(path.read_text(encoding="utf-8"))
+        """The task at `path`. Raises FileNotFoundError where there is none."""
+        data = json.loads(_lines(path)[0])
         settings = data["settings"]
         return cls(
             claimed=Claimed.from_data(data["claimed"]),
@@ -92,14 +90,32 @@ class Task:
 
     def write_outcome(self, outcome: Outcome) -> None:
         """Say how the attempt ended."""
-        _write_whole(self.work / "outcome.json", outcome.as_data())
+        with self.path.open("ab") as file:
+            file.write(_line(outcome.as_data()))
 
     def read_outcome(self) -> Outcome | None:
         """How the attempt ended, by its own account; None where it left without one."""
         try:
-            return Outcome.from_data(json.loads((self.work / "outcome.json").read_text(encoding="utf-8")))
+            lines = _lines(self.path)
         except FileNotFoundError:
             return None
+        return Outcome.from_data(json.loads(lines[1])) if len(lines) > 1 else None
+
+    def clear(self) -> None:
+        """Remove what is left of the attempt's own; what cannot be is left to `leftovers`."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        shutil.rmtree(self.output_dir, ignore_errors=True)
+
+
+def places(settings: Settings, attempt: UUID) -> tuple[Path, Path]:
+    """The file and the output folder of an attempt."""
+    return settings.work / f"{attempt}{_SUFFIX}", settings.work / str(attempt)
+
+
+def written(settings: Settings) -> Iterator[Path]:
+    """The file of every attempt that is or was at work in this home."""
+    return settings.work.glob(f"*{_SUFFIX}")
 
 
 def shelf_name(stage: str, stage_id: UUID) -> str:
@@ -107,10 +123,13 @@ def shelf_name(stage: str, stage_id: UUID) -> str:
     return f"{stage}-{stage_id.hex[:8]}"
 
 
-def _write_whole(path: Path, data: Any) -> None:
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(data), encoding="utf-8")
-    os.replace(draft, path)
+def _line(data: Any) -> bytes:
+    return json.dumps(data).encode() + b"\n"
+
+
+def _lines(path: Path) -> list[bytes]:
+    """What was written after the stopwatch's page, but for a line that its writer did not live to end."""
+    return path.read_bytes()[stopwatch.BYTES :].split(b"\n")[:-1]
 
 
 def log_tail(path: Path, size: int = 16 << 10) -> str:

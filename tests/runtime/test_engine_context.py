@@ -324,4 +324,4 @@ def test_secrets_are_resolved_in_the_process_that_needs_them(
         context(task)
     monkeypatch.setenv("RLX_TEST_SECRET", "hush")
     assert context(task).config["model"]["token"] == "hush"
-    assert "hush" not in Path(task.path).read_text()
+    assert b"hush" not in task.path.read_bytes()

@@ -133,6 +133,7 @@ class Stage:
             self.spool.rename(hidden)
         self.begin(self.claim(after=old))
         if hidden.exists():  # and the first host comes back, too late
+            self.spool.mkdir(exist_ok=True)
             for folder in hidden.iterdir():
                 folder.rename(self.spool / folder.name)
             hidden.rmdir()

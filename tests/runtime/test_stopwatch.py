@@ -40,7 +40,7 @@ def ticks() -> Ticks:
 @pytest.fixture
 def page(tmp_path: Path, ticks: Ticks) -> Path:
     path = tmp_path / "pulse"
-    stopwatch.lay_out(path, ticks)
+    path.write_bytes(stopwatch.blank(ticks))
     return path
 
 
@@ -190,7 +190,7 @@ def test_an_activity_misspelt_is_an_error() -> None:
 
 def test_the_page_outlives_its_process(tmp_path: Path) -> None:
     path = tmp_path / "pulse"
-    stopwatch.lay_out(path)
+    path.write_bytes(stopwatch.blank())
     child = multiprocessing.get_context("fork").Process(target=_die_training, args=(path,))
     child.start()
     child.join()

@@ -111,7 +111,7 @@ def test_nothing_of_a_live_run_is_found(queue: Queue, home: Settings) -> None:
 def test_what_is_young_is_left(queue: Queue, home: Settings) -> None:
     _, claimed = busy(queue, home)
     queue.finish(claimed)
-    write(home.work / str(uuid4()) / "task.json")
+    write(home.work / f"{uuid4()}.task")
     write(home.logs / "nobody-1" / "train-1.log")
     queue.clock.advance(DAY / 2)
     assert look(queue, home).items == ()
@@ -123,10 +123,12 @@ def test_leftovers_go_and_all_else_stays(queue: Queue, home: Settings) -> None:
     queue.stop(run)
     (spool(home, claimed) / f"{claimed.stage_id}.metrics").unlink()
     needed = files(home) - {path for path in files(home) if "step-2" in str(path)}
-    needed -= set(Task(claimed, home).work.rglob("*"))
+    needed -= {Task(claimed, home).path, *Task(claimed, home).output_dir.rglob("*")}
     unknown = str(uuid4())
     left = {
-        write(home.work / unknown / "task.json"),
+        write(home.work / unknown / "weights"),
+        write(home.work / f"{unknown}.task"),
+        write(home.work / f"{unknown}.draft"),
         write(home.checkpoints / "nobody-1" / "train-00000000" / "attempt-1" / "step-1" / "state.json"),
         write(home.checkpoints / run.handle / "train-00000000" / "attempt-1" / "step-1" / "state.json"),
         write(Task(claimed, home).checkpoints / "attempt-1" / ".step-9.gone" / "state.json"),
@@ -202,7 +204,7 @@ def test_bytes_that_are_needed_are_told(queue: Queue, home: Settings) -> None:
 
 def test_where_the_database_knows_no_run_files_are_left_alone(queue: Queue, home: Settings) -> None:
     write(Path(home.artifact_url) / "ab" / ("ab" * 32) / "a")
-    write(home.work / str(uuid4()) / "task.json")
+    write(home.work / f"{uuid4()}.task")
     queue.clock.advance(2 * DAY)
     found = look(queue, home)
     assert found.items == ()

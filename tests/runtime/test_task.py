@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import Cause
+from engine.runtime.stopwatch import Stopwatch, look
 from engine.runtime.task import Task, device_names, log_tail
 from engine.store.artifact_store import StoredArtifact
 from engine.store.stages import Outcome
@@ -35,11 +36,44 @@ def test_an_outcome_is_read_as_it_was_written(claim: Callable[..., Task], outcom
     assert task.read_outcome() == outcome
 
 
+def test_an_outcome_whose_writer_was_cut_off_is_none(claim: Callable[..., Task]) -> None:
+    task = claim()
+    before = task.path.read_bytes()
+    task.write_outcome(Outcome.stopped())
+    whole = task.path.read_bytes()
+    for end in range(len(before), len(whole)):
+        task.path.write_bytes(whole[:end])
+        assert task.read_outcome() is None
+        assert Task.read(task.path) == task
+
+
+def test_what_happens_on_the_stopwatch_s_page_does_not_touch_the_task(claim: Callable[..., Task]) -> None:
+    task = claim()
+    watch = Stopwatch(task.path)
+    watch.beat()
+    task.write_outcome(Outcome.stopped())
+    watch.beat()
+    readings = look(task.path)
+    assert readings is not None
+    assert readings.beats == 2
+    assert Task.read(task.path) == task
+    assert task.read_outcome() == Outcome.stopped()
+
+
+def test_nothing_is_left_of_what_was_cleared(claim: Callable[..., Task]) -> None:
+    task = claim()
+    (task.output_dir / "half").write_text("half")
+    for _ in range(2):
+        task.clear()
+        assert list(task.settings.work.iterdir()) == []
+
+
 def test_attempts_share_checkpoints_and_nothing_else(claim: Callable[..., Task]) -> None:
     first = claim()
     second = claim(after=first)
     assert first.checkpoints == second.checkpoints
-    assert first.work != second.work
+    assert first.path != second.path
+    assert first.output_dir != second.output_dir
     assert [task.log.name for task in (first, second)] == ["train-1.log", "train-2.log"]
 
 

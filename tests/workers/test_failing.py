@@ -81,7 +81,7 @@ class Ticks:
 def test_silence_is_counted_as_long_as_somebody_listens(deps: Deps, submit: Submit) -> None:
     task = _claimed(deps, submit, stall_timeout_s=20)
     ticks = Ticks()
-    watch, vigil = stopwatch.Stopwatch(task.pulse), Vigil(task, ticks)
+    watch, vigil = stopwatch.Stopwatch(task.path), Vigil(task, ticks)
     for step in range(30):  # a sign of life between any two looks
         ticks.time += 4
         watch.beat()

@@ -14,11 +14,13 @@ import pytest
 
 from engine.clock import utc_now
 from engine.errors import Unreachable
+from engine.runtime.task import Task, written
 from engine.settings import Settings
 from engine.store import artifacts, checkpoints, evaluations, metrics, samples, stages
 from engine.store.processes import process_started
 from engine.store.schema import upgrade
 from engine.store.session import Database, open_database
+from engine.store.stages import Outcome
 from engine.store.tables import Attempt, Run, RunId, StageId
 from tests.acceptance.lab import Lab
 from tests.faults.servers import Postgres
@@ -67,6 +69,12 @@ Until = Callable[..., object]
 End = Callable[[Postgres], None]
 
 
+def outcomes(settings: Settings) -> list[Outcome]:
+    """What ended attempts said last."""
+    said = [Task.read(path).read_outcome() for path in written(settings)]
+    return [outcome for outcome in said if outcome is not None]
+
+
 def ended(db: Database, run: Run, stage_id: StageId) -> list[Attempt]:
     """The attempts at a counting stage, once its reports are seen to be those of an undisturbed one."""
     with db.read() as session:
@@ -103,7 +111,7 @@ def test_a_stage_goes_on_through_an_outage_and_nothing_is_done_twice(
     gate.touch()
     # It ends while the database is away: its process leaves, its artifact is stored, its last reports are on the disk.
     until(lambda: list((deps.settings.home / "artifacts").glob("*/*/total.txt")))
-    until(lambda: list(deps.settings.work.glob("*/outcome.json")))
+    until(lambda: outcomes(deps.settings))
     assert list(deps.settings.spool.glob("*/reports.jsonl"))
     server.start()
     supervision.join()
@@ -165,7 +173,7 @@ def test_an_outcome_that_a_dead_worker_kept_waiting_is_recorded_by_the_next(
     pid = lab.paused()
     server.kill()
     gate.touch()
-    until(lambda: list(lab.settings.work.glob("*/outcome.json")))
+    until(lambda: outcomes(lab.settings))
     until(lambda: process_started(pid) is None)
     worker.kill()
     worker.wait()
