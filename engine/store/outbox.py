@@ -67,16 +67,19 @@ def publish(db: Database, send: Callable[[OutboxMessage], None], *, now: datetim
         if session.scalar(select(Outbox.id).where(due).limit(1)) is None:
             return 0
     with db.write() as session:
+        # By WITH it is read once. In a plain subquery PostgreSQL may read it anew for every row, and each time go on
+        # past what this very statement has updated: it would take all there is.
         chosen = (
             select(Outbox.id)
             .where(due)
             .order_by(Outbox.priority.desc(), Outbox.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
+            .cte("chosen")
         )
         rows = session.execute(
             update(Outbox)
-            .where(Outbox.id.in_(chosen.scalar_subquery()))
+            .where(Outbox.id.in_(select(chosen.c.id)))
             .values(taken_until=now + _TAKEN_FOR)
             .returning(Outbox.id, Outbox.stage_id, Outbox.queue, Outbox.priority)
             .execution_options(synchronize_session=False)
@@ -90,7 +93,7 @@ def publish(db: Database, send: Callable[[OutboxMessage], None], *, now: datetim
     told: Counter[str] = Counter()
     try:
         for message in messages:
-            if told[message.queue] < hearers.get(message.queue, limit):
+            if told[message.queue] < hearers.get(message.queue, len(messages)):
                 send(message)
                 told[message.queue] += 1
             done.append(message.id)

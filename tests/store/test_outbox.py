@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from engine.errors import Unreachable
 from engine.store import outbox
@@ -84,6 +84,16 @@ def test_a_publisher_that_dies_half_way_is_taken_over(db: Database, queue: Queue
     assert queue.announced() == []
     clock.advance(30)
     assert len(queue.announced()) == 1
+
+
+def test_no_more_are_taken_than_asked_for_whatever_the_planner_thinks(db: Database, queue: Queue, clock: Clock) -> None:
+    with db.write() as session:  # statistics of an empty table are what an idle installation has
+        session.execute(text("ANALYZE"))
+    for n in range(12):
+        queue.submit(salt=str(n))
+    sent: list[OutboxMessage] = []
+    assert outbox.publish(db, sent.append, now=clock(), limit=2) == len(sent) == 2
+    assert _rows(db) == 10
 
 
 def test_publishers_side_by_side_send_each_message_once(db: Database, queue: Queue, clock: Clock) -> None:
