@@ -41,6 +41,8 @@ WORK = str(Path(__file__).resolve().parent / "noop")
 REDIS = os.environ.get("RLX_TEST_REDIS", "redis://127.0.0.1:6379/9")
 A_RUN = 10
 PATIENCE_S = 600.0
+LOOK_S = 0.5
+"""Between two looks at whether all is over: the times are the store's, and each look takes what is measured."""
 IDLE_S = 5.0
 """A worker that has nothing to do for a moment makes its stage processes cheaper to fork, as one on a cluster has."""
 SENDER = """
@@ -75,6 +77,7 @@ def installation(services: bool) -> Iterator[Settings]:
 def worker(settings: Settings, slots: int, queue: str) -> Iterator[int]:
     """A warm worker, as on a cluster: its pid."""
     env = python_environment() | settings.environment()
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # some machines have it: every process would compile the stage's module
     env["PYTHONPATH"] += os.pathsep + WORK
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "workers", "--slots", str(slots), "--queues", queue],
@@ -104,8 +107,8 @@ def memory(worker_pid: int) -> str:
     return f"A worker takes {mib(worker_pid):.0f} MiB, {', '.join(parents)}."
 
 
-def submit(db: Database, name: str, count: int, resources: Resources) -> None:
-    """Runs of a few independent stages, `count` stages in all."""
+def submit(settings: Settings, db: Database, name: str, count: int, resources: Resources) -> None:
+    """Runs of a few independent stages, `count` stages in all; the first is announced at once, as `rlx submit` does."""
     for first in range(0, count, A_RUN):
         plan = tuple(
             Stage(
@@ -120,6 +123,8 @@ def submit(db: Database, name: str, count: int, resources: Resources) -> None:
         )
         with db.write() as session:
             runs.submit(session, Plan(name, 0, plan), runs.Submission(source="", resolved={}), now=utc_now())
+        if first == 0:
+            dispatch.publish(settings)
 
 
 def over(db: Database, name: str) -> bool:
@@ -141,13 +146,12 @@ def ours(settings: Settings, count: int, slots: int, *, light: bool) -> tuple[fl
     db = open_database(settings)
     try:
         with worker(settings, slots, queue) as pid:
-            submit(db, "warm", slots * A_RUN, resources)
+            submit(settings, db, "warm", slots * A_RUN, resources)
             until(lambda: over(db, "warm"))
             time.sleep(IDLE_S)
             begun = utc_now()
-            submit(db, "measured", count, resources)
-            dispatch.publish(settings)
-            until(lambda: over(db, "measured"))
+            submit(settings, db, "measured", count, resources)
+            until(lambda: over(db, "measured"), LOOK_S)
             with db.read() as session:
                 ended = session.scalar(
                     select(func.max(StageRow.finished_at))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import log
+from engine.runtime.seeds import seed_numpy
 from engine.settings import read_settings
 from engine.store.connection import make_engine
 from workers import memory, trees, wire
@@ -251,6 +252,7 @@ def main(descriptor: int, folder: Path, alone_s: float, grace_s: float, kind: st
                 traceback.print_exc()
         _know_the_database()
         # For the children: what each would do anew costs each of them the copies of many pages.
+        seed_numpy(0)
         log.configure()
         _prepare_to_print()
         Nursery(channel, folder, alone_s, grace_s).serve()

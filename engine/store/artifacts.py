@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from engine.store.artifact_store import StoredArtifact
 from engine.store.columns import table_of
 from engine.store.tables import Artifact, CacheEntry, RunId, Stage
+from engine.store.together import Write
 from engine.store.upsert import dialect_of, insert_in
 
 
@@ -54,10 +55,10 @@ def of_run(session: Session, run_id: RunId) -> dict[str, Artifact]:
     return {row.name: row.Artifact for row in rows}
 
 
-def remember(session: Session, key: str, artifact_id: int, stage_id: UUID, *, replace: bool, now: datetime) -> None:
-    """Let `key` be answered by the artifact. What answered it before stays, unless `replace`."""
+def remembering(session: Session, key: str, artifact_id: int, stage_id: UUID, *, replace: bool, now: datetime) -> Write:
+    """What lets `key` be answered by the artifact. What answered it before stays, unless `replace`."""
     entry = {"key": key, "artifact_id": artifact_id, "stage_id": stage_id, "created_at": now}
-    session.execute(_answered(dialect_of(session), replace), entry)
+    return Write(_answered(dialect_of(session), replace), entry)
 
 
 @cache

@@ -12,13 +12,18 @@ from sqlalchemy.orm import Session
 
 from engine.store.columns import table_of
 from engine.store.tables import Event, RunId
+from engine.store.together import Write, together
 from engine.store.values import storable_json, storable_text
 
-_ADD = insert(table_of(Event))
+_ADD = insert(table_of(Event)).inline()
 
 
-def add(
-    session: Session,
+def add(session: Session, kind: str, message: str, **of: Any) -> None:
+    """Record an event in the caller's transaction; `of` is as in `adding`."""
+    together(session, adding(kind, message, **of))
+
+
+def adding(
     kind: str,
     message: str,
     *,
@@ -28,9 +33,9 @@ def add(
     attempt: int | None = None,
     worker_id: UUID | None = None,
     data: Mapping[str, Any] | None = None,
-) -> None:
-    """Record an event in the caller's transaction. `kind` is a short name such as `stage.lost`."""
-    session.execute(
+) -> Write:
+    """What records an event. `kind` is a short name such as `stage.lost`."""
+    return Write(
         _ADD,
         {
             "time": now,

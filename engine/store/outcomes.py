@@ -23,6 +23,7 @@ from engine.store.quarantine import Verdict
 from engine.store.readiness import LockedRun, advance, lock_run
 from engine.store.retries import Retries
 from engine.store.tables import Attempt, Lease, RunId, Stage, StageId
+from engine.store.together import Write, together
 from engine.store.transitions import AttemptStatus, StageStatus, move
 from engine.store.values import storable_json, storable_text
 
@@ -135,14 +136,15 @@ def finish(session: Session, claimed: Claim, outcome: Outcome, *, now: datetime)
     )
     if not ended:
         raise StaleAttempt(f"attempt {claimed.number} at {claimed.name} ended before: its report is not recorded")
-    session.execute(_FREE, {"attempt": claimed.attempt_id})
+    also = [Write(_FREE, {"attempt": claimed.attempt_id})]
     if outcome.kind == "succeeded":
         assert outcome.artifact is not None, "a stage that succeeded has an artifact"
-        became = _succeed(session, claimed, outcome.artifact, now)
+        became = StageStatus.SUCCEEDED
+        also.append(_succeed(session, claimed, outcome.artifact, now))
     else:
         stage = session.get_one(Stage, claimed.stage_id, populate_existing=True)
         became = _give_up_or_retry(session, run, stage, cause, outcome.error, now, attempt=claimed.attempt_id)
-    _tell(session, claimed, became, outcome.error, now)
+    together(session, *also, _telling(claimed, became, outcome.error, now))
     advance(session, run, now=now)
     return became
 
@@ -216,7 +218,8 @@ def lose(session: Session, run_id: UUID, attempt_id: UUID, *, now: datetime, ove
     return Expired(StageId(stage.id), RunId(run.id), attempt.number, became)
 
 
-def _succeed(session: Session, claimed: Claim, artifact: StoredArtifact, now: datetime) -> StageStatus:
+def _succeed(session: Session, claimed: Claim, artifact: StoredArtifact, now: datetime) -> Write:
+    """End the stage with its artifact; what lets the cache answer with it."""
     artifact_id = artifacts.record(session, artifact, now=now)
     done = move(
         session,
@@ -232,8 +235,9 @@ def _succeed(session: Session, claimed: Claim, artifact: StoredArtifact, now: da
     )
     if not done:
         raise StaleAttempt(f"attempt {claimed.number} at {claimed.name} is not the current one")
-    artifacts.remember(session, claimed.cache_key, artifact_id, claimed.stage_id, replace=not claimed.cache, now=now)
-    return StageStatus.SUCCEEDED
+    return artifacts.remembering(
+        session, claimed.cache_key, artifact_id, claimed.stage_id, replace=not claimed.cache, now=now
+    )
 
 
 def _why(verdict: Verdict) -> dict[str, Any]:
@@ -303,15 +307,14 @@ def _failures(session: Session, stage: Stage) -> list[Cause]:
     return [Cause(cause) for cause in session.scalars(newest) if cause is not None][::-1]
 
 
-def _tell(session: Session, claimed: Claim, became: StageStatus, error: str, now: datetime) -> None:
+def _telling(claimed: Claim, became: StageStatus, error: str, now: datetime) -> Write:
     messages = {
         StageStatus.SUCCEEDED: f"{claimed.name} succeeded",
         StageStatus.FAILED: f"{claimed.name} failed: {error}",
         StageStatus.CANCELLED: f"{claimed.name} was cancelled",
         StageStatus.READY: f"{claimed.name} goes back to the queue{': ' + error if error else ''}",
     }
-    events.add(
-        session,
+    return events.adding(
         f"stage.{'requeued' if became is StageStatus.READY else became}",
         messages[became],
         now=now,

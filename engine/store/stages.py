@@ -36,6 +36,7 @@ from engine.store.tables import (
     StageInput,
     WorkerId,
 )
+from engine.store.together import Write, together
 from engine.store.transitions import AttemptStatus, RunStatus, StageStatus, changed, move
 from engine.store.values import storable_json, storable_text
 
@@ -124,7 +125,7 @@ class Claimed:
 
 
 _BEGIN = insert_into(table_of(Attempt))
-_LEASE = insert_into(table_of(Lease))
+_LEASE = insert_into(table_of(Lease)).inline()
 _S, _R, _C, _I = (table_of(table) for table in (Stage, Run, CacheEntry, StageInput))
 # One statement locks the run and reads the stage. PostgreSQL may show a stage as it was before the wait for the lock;
 # what may have changed since is compared again by the swap.
@@ -216,7 +217,7 @@ def _cached(session: Session, stage_id: StageId, run_id: UUID, now: datetime) ->
 def _begin(
     session: Session, claimed: Claimed, worker: WorkerId, devices: Sequence[str], now: datetime, lease_s: float
 ) -> None:
-    session.execute(
+    attempt = Write(
         _BEGIN,
         {
             "id": claimed.attempt_id,
@@ -225,19 +226,16 @@ def _begin(
             "worker_id": worker,
             "status": AttemptStatus.RUNNING,
             "detail": {},
+            "spent": {},
             "log_tail": "",
             "lease_expires_at": now + timedelta(seconds=lease_s),
             "started_at": now,
         },
     )
-    if devices:
-        leases = [{"attempt_id": claimed.attempt_id, "worker_id": worker, "device": device} for device in devices]
-        try:
-            session.execute(_LEASE, leases)
-        except IntegrityError as error:
-            raise Refused(f"one of {', '.join(devices)} is leased to another attempt of this worker") from error
-    events.add(
-        session,
+    leases = [
+        Write(_LEASE, {"attempt_id": claimed.attempt_id, "worker_id": worker, "device": device}) for device in devices
+    ]
+    started = events.adding(
         "stage.started",
         f"{claimed.name} started" + (f", attempt {claimed.number}" if claimed.number > 1 else ""),
         now=now,
@@ -247,6 +245,10 @@ def _begin(
         worker_id=worker,
         data={"devices": list(devices)},
     )
+    try:
+        together(session, attempt, *leases, started)
+    except IntegrityError as error:
+        raise Refused(f"one of {', '.join(devices)} is leased to another attempt of this worker") from error
 
 
 def _newest_checkpoint(session: Session, stage_id: StageId) -> Resume | None:
