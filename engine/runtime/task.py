@@ -89,8 +89,9 @@ class Task:
         )
 
     def write_outcome(self, outcome: Outcome) -> None:
-        """Say how the attempt ended."""
-        with self.path.open("ab") as file:
+        """Say how the attempt ended. Raises FileNotFoundError where it was cleared: it is over, and stays so."""
+        with self.path.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
             file.write(_line(outcome.as_data()))
 
     def read_outcome(self) -> Outcome | None:

@@ -66,6 +66,9 @@ def test_nothing_is_left_of_what_was_cleared(claim: Callable[..., Task]) -> None
     for _ in range(2):
         task.clear()
         assert list(task.settings.work.iterdir()) == []
+    with pytest.raises(FileNotFoundError):  # its process was frozen, and wakes up
+        task.write_outcome(Outcome.stopped())
+    assert list(task.settings.work.iterdir()) == []
 
 
 def test_attempts_share_checkpoints_and_nothing_else(claim: Callable[..., Task]) -> None:
