@@ -2,8 +2,9 @@
 
     python bench/queue.py [--stages 400] [--slots 2] [--services]
 
-Every stage is forked, writes a file, has it hashed into the artifact store, and is committed with its events: light
-ones, which do without torch, from a small parent, others from one that has imported it. The peers in the same run do
+Every stage writes a file in a child process, has it hashed into the artifact store, and is committed with its events:
+light ones, which do without torch, in a process from a small parent that serves a few stages of their run, others each
+in one of its own, from a parent that has imported torch. The peers in the same run do
 less: Celery's own prefork worker with a task that writes the same file over the same broker (no state, no artifact, no
 process of its own, nothing survives a crash), and a Python process a stage that imports torch and transformers, as
 scripts do. `--services` measures PostgreSQL with Redis too, at RLX_TEST_POSTGRES and RLX_TEST_REDIS or their usual

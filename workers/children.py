@@ -13,8 +13,10 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
 from engine.errors import RlxError
 from engine.log import get_logger
@@ -31,6 +33,10 @@ ALONE_S = 6.0
 GRACE_S = 6.0
 """From then until they are killed. Both, and the heartbeat before the worker's death, are less than a lease: when
 another worker takes a stage up, nothing of this one holds its GPUs any more."""
+REST_S = 1.0
+"""How long the process of a light stage waits for another one."""
+_MOST_RESTING = 64
+"""Processes that we remember as resting."""
 
 
 class NoChild(RlxError):
@@ -47,6 +53,8 @@ class Child:
         self.started: float | None = None
         self.refused: str | None = None
         """Why there never was a process; set where `wait` returns at once and there is no pid."""
+        self.rests: str | None = None
+        """What the nursery calls the process by that is there for another stage now; set before `wait` returns."""
         self._status: int | None = None
         self._born, self._ended = threading.Event(), threading.Event()
         self._abandoned = False
@@ -83,8 +91,8 @@ class Child:
         if self._abandoned:
             self.kill()
 
-    def _end(self, status: int, refused: str | None = None) -> None:
-        self._status, self.refused = status, refused
+    def _end(self, status: int, refused: str | None = None, rests: str | None = None) -> None:
+        self._status, self.refused, self.rests = status, refused, rests
         self._ended.set()
         self._born.set()
 
@@ -105,7 +113,7 @@ class Nursery:
                 case {"spawned": name, "pid": pid}:
                     self.children[name]._be_born(pid)
                 case {"exited": name, "status": status}:
-                    self.children.pop(name)._end(status)
+                    self.children.pop(name)._end(status, rests=message.get("rests"))
                 case {"refused": name, "error": error}:
                     self.children.pop(name)._end(0, refused=error)
         self.gone = True
@@ -131,14 +139,18 @@ class Nursery:
 class Children:
     """Stage processes on demand, and those of dead predecessors that listen in `folder`. Thread-safe.
 
-    Should we die, ours go on for `alone_s`, are then asked to stop, and killed `grace_s` later.
+    Should we die, ours go on for `alone_s`, are then asked to stop, and killed `grace_s` later. The process of a light
+    stage waits `rest_s` for another one of its run.
     """
 
-    def __init__(self, folder: Path, *, alone_s: float = ALONE_S, grace_s: float = GRACE_S) -> None:
-        self._folder, self._patience = folder, (str(alone_s), str(grace_s))
+    def __init__(
+        self, folder: Path, *, alone_s: float = ALONE_S, grace_s: float = GRACE_S, rest_s: float = REST_S
+    ) -> None:
+        self._folder, self._patience = folder, (str(alone_s), str(grace_s), str(rest_s))
         self._lock = threading.Lock()
         self._own: dict[str, Nursery] = {}
         self._adopted: list[Nursery] = []
+        self._resting: deque[tuple[UUID, str]] = deque(maxlen=_MOST_RESTING)
 
     def warm_up(self) -> None:
         """Start the nursery of most stages, so that it imports while we do other things."""
@@ -151,18 +163,39 @@ class Children:
         nursery = self._own.get(wire.FULL)
         return None if nursery is None or nursery.process is None else nursery.process.pid
 
-    def spawn(self, name: str, task: Path, log_path: Path, *, light: bool = False) -> Child:
-        """Ask for a process for the task, for a `light` one without torch. Raises NoChild where nobody can be asked."""
+    def spawn(self, name: str, task: Path, log_path: Path, *, run_id: UUID, light: bool = False) -> Child:
+        """Ask for a process for the task, for a `light` one without torch. Raises NoChild where nobody can be asked.
+
+        A light one may get a process in which another light stage of its run has succeeded, and that was let go since.
+        """
         child = Child()
         with self._lock:
             nursery = self._nursery(wire.LIGHT if light else wire.FULL)
             nursery.children[name] = child
+            request = {"spawn": name, "task": str(task), "log": str(log_path), "rests": light}
+            if light and (token := self._take_resting(run_id)) is not None:
+                request["in"] = token
             try:
-                wire.send(nursery.channel, {"spawn": name, "task": str(task), "log": str(log_path)})
+                wire.send(nursery.channel, request)
             except OSError as error:
                 nursery.children.pop(name, None)
                 raise NoChild(f"the nursery of stage processes is gone: {error}") from error
         return child
+
+    def let_go(self, child: Child, run_id: UUID) -> None:
+        """Nobody will speak to the child any more: end it with everything that it has started, or let another stage of
+        the run have its process. Not sooner: a signal that was late would meet that one."""
+        child.kill()
+        if child.rests is not None:
+            with self._lock:
+                self._resting.append((run_id, child.rests))
+
+    def _take_resting(self, run_id: UUID) -> str | None:
+        for known in reversed(self._resting):  # the last one is the warmest
+            if known[0] == run_id:
+                self._resting.remove(known)
+                return known[1]
+        return None
 
     def adopt(self, worker_pid: int) -> dict[str, Child]:
         """Become the worker of the nurseries that a dead one on this host has left; name -> child of all theirs."""

@@ -1,11 +1,11 @@
 """The warm parent of stage processes: it has imported torch, and forks one child per attempt in milliseconds.
 
-Run as `python -m workers.nursery FD FOLDER ALONE_S GRACE_S KIND`. A `light` one has not imported torch: so much less
-memory to share makes its children many times cheaper. It has one thread and never touches CUDA, so that
-a fork of it is as good as new. When its worker goes without a word, it keeps the stage processes for ALONE_S,
-with a socket in FOLDER where the worker's successor finds it; when none comes, they are asked to stop, killed
-GRACE_S later, and all is over before their leases are. The worker's side is `children`; what a child does is
-`stage_process`.
+Run as `python -m workers.nursery FD FOLDER ALONE_S GRACE_S REST_S KIND`. A `light` one has not imported torch: so
+much less memory to share makes its children many times cheaper; and a child whose stage left nothing behind rests
+for REST_S, for the worker to give it another stage. A nursery has one thread and never touches CUDA, so that a fork
+of it is as good as new. When its worker goes without a word, it keeps the stage processes for ALONE_S, with a socket
+in FOLDER where the worker's successor finds it; when none comes, they are asked to stop, killed GRACE_S later, and
+all is over before their leases are. The worker's side is `children`; what a child does is `born`'s.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from engine.runtime.seeds import seed_numpy
 from engine.settings import read_settings
 from engine.store.connection import make_engine
 from workers import memory, trees, wire
+from workers.born import MARK, live
 from workers.door import Door
 
 NEEDED = ("numpy.random", "workers.stage_process")
@@ -49,24 +51,35 @@ PRELOADED = (
 )
 """What most stages need, and would import each anew. `RLX_PRELOAD`, separated by commas, replaces the list."""
 
-MARK = "RLX_ATTEMPT"
-"""Environment variable that a stage's process hands on to whatever it starts."""
-
 _TICK_S = 0.2
 _IDLE_S = 1.0
 """Without work for so long, there is time to become cheaper to fork."""
 
 
+@dataclass
+class Born:
+    """One child."""
+
+    token: str
+    """The attempt that it was born for: what it is called by as long as it lives."""
+    name: str | None
+    """The attempt that it works on; None while it rests."""
+    line: socket.socket | None
+    """To a child that may rest."""
+    rests_since: float = 0.0
+
+
 class Nursery:
     """The state of a running nursery: its worker's socket, its children, and its patience while it has no worker."""
 
-    def __init__(self, channel: socket.socket, folder: Path, alone_s: float, grace_s: float) -> None:
+    def __init__(self, channel: socket.socket, folder: Path, alone_s: float, grace_s: float, rest_s: float) -> None:
         self._channel: socket.socket | None = channel
         self._folder, self._worker = folder, os.getppid()
         self._door: Door | None = None
-        self._children: dict[int, str] = {}
+        self._children: dict[int, Born] = {}
         self._collapsed = False
         self._alone_s, self._grace_s, self._alone_since = alone_s, grace_s, 0.0
+        self._rest_s = rest_s
         self._old = False
         self._ends, wakes = os.pipe()
         os.set_blocking(self._ends, False)
@@ -87,7 +100,8 @@ class Nursery:
 
     def _turn(self) -> None:
         door = None if self._door is None else self._door.socket
-        ears: list[socket.socket | int] = [ear for ear in (self._channel, door) if ear is not None]
+        lines = [born.line for born in self._children.values()]
+        ears: list[socket.socket | int] = [ear for ear in (self._channel, door, *lines) if ear is not None]
         ready, _, _ = select.select([*ears, self._ends], [], [], self._wait_s())
         if not ready and not self._children and not self._collapsed:
             self._collapsed = True
@@ -95,6 +109,10 @@ class Nursery:
         if self._ends in ready:
             os.read(self._ends, 4096)
         self._reap()
+        for pid, born in self._children.items():
+            if born.line in ready:
+                self._hear(pid, born)
+        self._wake_the_late()
         if self._channel is None:
             self._lose_patience()
             if self._door is not None and door in ready:
@@ -107,7 +125,7 @@ class Nursery:
                 self._spawn(request)
 
     def _wait_s(self) -> float | None:
-        if self._channel is None:
+        if self._channel is None or any(born.name is None for born in self._children.values()):
             return _TICK_S
         return None if self._collapsed or self._children else _IDLE_S
 
@@ -123,7 +141,7 @@ class Nursery:
         if self._channel is not None:
             self._channel.close()
         self._channel, self._alone_since, self._old = None, time.monotonic(), True
-        if self._children:
+        if self._alive():
             try:
                 self._door = Door(self._folder / f"{self._worker}-{os.getpid()}.sock")
             except OSError:
@@ -133,7 +151,11 @@ class Nursery:
         """A worker has come: tell it whom we have. From now on we are its."""
         self._channel, self._worker = door.answer()
         self._door = None
-        self._tell({"alive": [[name, pid] for pid, name in self._children.items()]})
+        self._tell({"alive": [[born.name, pid] for pid, born in self._alive().items()]})
+
+    def _alive(self) -> dict[int, Born]:
+        """Those that work."""
+        return {pid: born for pid, born in self._children.items() if born.name is not None}
 
     def _lose_patience(self) -> None:
         alone_s = time.monotonic() - self._alone_since
@@ -145,17 +167,56 @@ class Nursery:
                 os.kill(pid, signal.SIGTERM)  # again and again: the first may come before the process listens
 
     def _spawn(self, request: dict[str, Any]) -> None:
+        """Have the process that the request names carry it out, where it still rests; else a new one."""
+        token = request.get("in")
+        for pid, born in self._children.items():
+            if born.name is None and born.token == token and born.line is not None:
+                try:
+                    wire.send(born.line, request)
+                except OSError:
+                    break  # it has died; we are about to hear of it
+                born.name = request["spawn"]
+                self._tell({"spawned": born.name, "pid": pid})
+                return
+        self._bear(request)
+
+    def _bear(self, request: dict[str, Any]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) if request["rests"] else (None, None)
         gc.freeze()  # what is here already is nobody's garbage: collecting it in a child would copy its pages
         me = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
             self._tell({"refused": request["spawn"], "error": str(error)})
+            if ours is not None:
+                ours.close()
             return
+        finally:
+            if theirs is not None and os.getpid() == me:
+                theirs.close()
         if pid == 0:
-            _be_child(request, me)
-        self._children[pid] = request["spawn"]
+            live(request, me, theirs)
+        self._children[pid] = Born(request["spawn"], request["spawn"], ours)
         self._tell({"spawned": request["spawn"], "pid": pid})
+
+    def _hear(self, pid: int, born: Born) -> None:
+        """A child has carried out its stage, and left nothing behind in itself, or it has ended."""
+        assert born.line is not None, "whoever is heard has one"
+        if wire.receive(born.line) is None or born.name is None or not self._childless():
+            born.line.close()
+            born.line = None  # it ends, and is reaped with all that its stage has left
+            return
+        name, born.name, born.rests_since = born.name, None, time.monotonic()
+        self._tell({"exited": name, "status": 0, "rests": born.token})
+
+    def _wake_the_late(self) -> None:
+        """Have those end that nobody has given a stage for a while."""
+        now = time.monotonic()
+        for born in self._children.values():
+            late = now - born.rests_since > self._rest_s or self._channel is None
+            if born.name is None and born.line is not None and late:
+                born.line.close()
+                born.line = None
 
     def _reap(self) -> None:
         with suppress(ChildProcessError):
@@ -163,58 +224,37 @@ class Nursery:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                name = self._children.pop(pid, None)
-                if name is None:
+                born = self._children.pop(pid, None)
+                if born is None:
                     continue  # an orphan of an earlier stage, ended at last
-                self._end_family(pid, name)
-                self._tell({"exited": name, "status": os.waitstatus_to_exitcode(status)})
+                if born.line is not None:
+                    born.line.close()
+                if born.name is None:
+                    continue  # it rested
+                self._end_family(pid, born.name)
+                self._tell({"exited": born.name, "status": os.waitstatus_to_exitcode(status)})
 
     def _end_family(self, leader: int, name: str) -> None:
         """End whom a stage left behind: in its session, and in sessions of their own, which are our children now.
 
         The latter carry the stage's mark, unless they wiped their environment; those without a mark are ended once
-        no other stage is here that they could belong to. Whoever lost a parent is below one of our own children: most
-        often there is none but the stages themselves, and nobody to look for.
+        no other stage is here that they could belong to.
         """
-        ours = trees.own_children()
-        if ours is not None and ours <= self._children.keys():
+        if self._childless():
             return
         entries = trees.table()
         if trees.members(leader, entries):
             trees.kill_tree(leader)
         for pid in trees.children(os.getpid(), entries) - set(self._children):
             mark = trees.marked(pid, MARK)
-            if mark == name or (mark is None and not self._children):
+            if mark == name or (mark is None and not self._alive()):
                 trees.kill_tree(pid)
 
-
-def _be_child(request: dict[str, Any], nursery: int) -> None:
-    """From the fork to the end of the stage's process. Never returns."""
-    code = 70
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()
-        trees.die_with(nursery)
-        _open_log(request["log"])
-        os.closerange(3, 256)
-        os.environ[MARK] = request["spawn"]
-        from workers import stage_process
-
-        code = stage_process.main(Path(request["task"]))
-    except BaseException:  # noqa: BLE001 - the process ends here, and its log says why
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _open_log(path: str) -> None:
-    """Send everything that this process prints to its log, which its supervisor has begun."""
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    def _childless(self) -> bool:
+        """Whether no stage that ended has left anybody: who lost a parent is below one of our own children, and most
+        often there is none but the stages' processes themselves."""
+        ours = trees.own_children()
+        return ours is not None and ours <= self._children.keys()
 
 
 def _know_the_database() -> None:
@@ -237,7 +277,7 @@ def _preloaded() -> Sequence[str]:
     return PRELOADED if chosen is None else [name for name in map(str.strip, chosen.split(",")) if name]
 
 
-def main(descriptor: int, folder: Path, alone_s: float, grace_s: float, kind: str) -> None:
+def main(descriptor: int, folder: Path, alone_s: float, grace_s: float, rest_s: float, kind: str) -> None:
     """Serve the worker at the other end of `descriptor`, and after its death whoever knocks at our door in `folder`."""
     # Ctrl-C and `systemctl stop` reach every process of the worker; it alone decides what becomes of stages.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -255,8 +295,9 @@ def main(descriptor: int, folder: Path, alone_s: float, grace_s: float, kind: st
         seed_numpy(0)
         log.configure()
         _prepare_to_print()
-        Nursery(channel, folder, alone_s, grace_s).serve()
+        Nursery(channel, folder, alone_s, grace_s, rest_s).serve()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]), sys.argv[5])
+    alone, grace, rest = map(float, sys.argv[3:6])
+    main(int(sys.argv[1]), Path(sys.argv[2]), alone, grace, rest, sys.argv[6])

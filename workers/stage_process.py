@@ -15,10 +15,11 @@ from engine.runtime.task import Task
 
 
 def main(path: Path) -> int:
-    """Run the task at `path` and leave its outcome beside it; the exit code of the process."""
+    """Run the task at `path` and leave its outcome beside it; the exit code of the process, 0 where it succeeded."""
     task = Task.read(path)
-    task.write_outcome(run_stage(task, open_configured))
-    return 0
+    outcome = run_stage(task, open_configured)
+    task.write_outcome(outcome)
+    return 0 if outcome.kind == "succeeded" else 1
 
 
 def open_configured(config: Mapping[str, Any]) -> Functions:

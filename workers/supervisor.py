@@ -126,8 +126,9 @@ def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float 
         if child is None:
             _open_log(task)
             task.write()
+            claimed = task.claimed
             child = deps.children.spawn(
-                str(task.claimed.attempt_id), task.path, task.log, light=task.claimed.resources.light
+                str(claimed.attempt_id), task.path, task.log, run_id=claimed.run_id, light=claimed.resources.light
             )
         return _attend(child, task, deps, age_s)
     except StaleAttempt:
@@ -138,7 +139,7 @@ def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float 
         return autopsy.of_exception(error)
     finally:
         if child is not None:
-            child.kill()
+            deps.children.let_go(child, task.claimed.run_id)
 
 
 def _attend(child: Child, task: Task, deps: Deps, age_s: float) -> Outcome:

@@ -1,8 +1,11 @@
 """The words between a worker and its nursery: JSON, one object a packet, over a Unix socket.
 
-worker -> nursery   {"spawn": id, "task": path, "log": path}
+worker -> nursery   {"spawn": id, "task": path, "log": path, "rests": bool}   its process may rest afterwards
+                    {…, "in": token}                in a process that rests, if it still does
 nursery -> worker   {"spawned": id, "pid": 123}   {"refused": id, "error": text}
                     {"exited": id, "status": -9}   negative: the signal that ended it
+                    {…, "rests": token}            its process is there for another stage
+nursery -> stage    the first again                stage -> nursery   {"done": id}
 """
 
 from __future__ import annotations

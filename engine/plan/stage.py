@@ -50,7 +50,8 @@ class Resources:
     threads: int | None = None
     light: bool = False
     """It works without torch, and without a GPU: its process is forked from a small parent, for a fraction of the
-    cost. Torch can be imported all the same, for seconds. Said by the planner, not by the spec."""
+    cost, and may have served another light stage of its run that left nothing behind. Torch can be imported all the
+    same, for seconds. Said by the planner, not by the spec."""
 
     @property
     def needs(self) -> Needs:

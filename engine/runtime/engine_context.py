@@ -213,8 +213,11 @@ class EngineContext:
     def close(self) -> None:
         """End what the context has started; what is in the spool stays there, for another process to deliver."""
         self._watch.stop()
-        if "_spool" in self.__dict__ and self._delivery.close():
+        if "_spool" not in self.__dict__:
+            self._watch.close()
+        elif self._delivery.close():
             self._spool.close()
+            self._watch.close()
         if "functions" in self.__dict__:
             self.functions.close()
         if "_db" in self.__dict__:

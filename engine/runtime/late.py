@@ -11,7 +11,13 @@ from types import ModuleType
 
 
 def once_imported(name: str, act: Callable[[], None]) -> None:
-    """Call `act` right after the top-level module `name` is imported for the first time; now where it has been."""
+    """Call `act` right after the top-level module `name` is imported for the first time; now where it has been.
+
+    Takes the place of what was asked for the same module before.
+    """
+    sys.meta_path[:] = [
+        finder for finder in sys.meta_path if not (isinstance(finder, _Watcher) and finder.name == name)
+    ]
     if name in sys.modules:
         act()
     else:
@@ -25,10 +31,10 @@ class _Watcher(MetaPathFinder):
     """
 
     def __init__(self, name: str, act: Callable[[], None]) -> None:
-        self._name, self._act, self._asking = name, act, False
+        self.name, self._act, self._asking = name, act, False
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self._name or self._asking:
+        if name != self.name or self._asking:
             return None
         self._asking = True
         try:

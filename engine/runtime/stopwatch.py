@@ -93,12 +93,14 @@ class Stopwatch:
         """On the page with which the file at `path` begins; without one, in this process's own memory."""
         self._clock = clock
         self._page: array[float] | memoryview[float]
+        self._file: mmap.mmap | None = None
         if path is None:
             self._page = array("d", bytes(BYTES))
             self._page[_AT], self._page[_SINCE] = _START_UP, clock()
         else:
             with path.open("r+b") as file:
-                self._page = memoryview(mmap.mmap(file.fileno(), BYTES)).cast("d")
+                self._file = mmap.mmap(file.fileno(), BYTES)
+                self._page = memoryview(self._file).cast("d")
         self._base = int(self._page[_AT])
         self._stack: list[int] = []
         self._thread = threading.get_ident()
@@ -114,6 +116,14 @@ class Stopwatch:
         global _current
         if _current is self:
             _current = None
+
+    def close(self) -> None:
+        """Let go of the file, once nobody counts any more: what is counted all the same goes nowhere."""
+        self.stop()
+        if self._file is not None and isinstance(self._page, memoryview):
+            page, self._page = self._page, array("d", self._page.tobytes())
+            page.release()
+            self._file.close()
 
     def spent(self, activity: str) -> AbstractContextManager[None]:
         """A spell of one of `ACTIVITIES`. Raises KeyError for another word."""

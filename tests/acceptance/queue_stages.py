@@ -180,6 +180,33 @@ def draw(ctx: StageContext) -> None:
     (ctx.output_dir / "drawn.json").write_text(json.dumps([early, *drawn, torch.get_num_threads()]))
 
 
+def litter(ctx: StageContext) -> None:
+    """Write down which process this is, and leave in it what `extra.leaves` names."""
+    child = 0
+    match ctx.extra.get("leaves"):
+        case "thread":
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+        case "child":
+            child = subprocess.Popen(["sleep", "600"]).pid
+        case "orphan":
+            script = "import os, subprocess; print(subprocess.Popen(['sleep', '600'], stdout=-3, stderr=-3).pid)"
+            child = int(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+        case "file":
+            os.open("/dev/null", os.O_RDONLY)
+        case "environment":
+            os.environ["LEFT"] = "behind"
+        case "folder":
+            os.chdir(ctx.output_dir.parent)
+        case "path":
+            sys.path.append("/nowhere")
+        case "timer":
+            signal.setitimer(signal.ITIMER_PROF, 600)
+        case "failure":
+            raise DataError("as asked")
+    print("the number is", ctx.extra["number"])
+    (ctx.output_dir / "pid.txt").write_text(f"{os.getpid()} {child} {ctx.extra['number']}")
+
+
 def modules(ctx: StageContext) -> None:
     """Write down what the stage's process found imported, and its environment."""
     (ctx.output_dir / "gpus.txt").write_text(os.environ["CUDA_VISIBLE_DEVICES"])

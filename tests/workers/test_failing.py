@@ -175,7 +175,7 @@ def test_a_process_that_ends_behind_our_back_is_judged_by_its_last_words(deps: D
 def test_a_stage_that_no_process_could_be_made_for_has_a_log(
     deps: Deps, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, light: bool) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise NoChild("no process could be made: Resource temporarily unavailable")
 
     monkeypatch.setattr(Children, "spawn", refuse)

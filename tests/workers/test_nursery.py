@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -39,7 +40,7 @@ def make(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
 
 def bear(children: Children, tmp_path: Path, name: str = "a") -> Child:
     """A process that lives until the file `task` is there."""
-    child = children.spawn(name, tmp_path / "task", tmp_path / f"{name}.log")
+    child = children.spawn(name, tmp_path / "task", tmp_path / f"{name}.log", run_id=uuid4())
     assert child.wait_for_birth(120)
     return child
 
