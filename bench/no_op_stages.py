@@ -95,14 +95,21 @@ def worker(settings: Settings, slots: int, queue: str) -> Iterator[int]:
 
 
 def memory(worker_pid: int) -> str:
-    """MiB of a worker and of the parents of its stages, shared pages by halves: what the kernel calls PSS."""
+    """MiB of a worker and of the parents of its stages, shared pages by halves: what the kernel calls PSS.
+
+    Once no stage's process rests any more, with which a parent would share its pages.
+    """
+
+    def children(pid: int) -> list[int]:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
     def mib(pid: int) -> float:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
     parents = []
-    for pid in map(int, Path(f"/proc/{worker_pid}/task/{worker_pid}/children").read_text().split()):
+    until(lambda: not any(map(children, children(worker_pid))))
+    for pid in children(worker_pid):
         kind = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[-2]
         parents.append(f"its {kind} parent of stages {mib(pid):.0f}")
     return f"A worker takes {mib(worker_pid):.0f} MiB, {', '.join(parents)}."

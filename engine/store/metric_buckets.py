@@ -10,6 +10,7 @@ is exact at every commit. `metrics` turns buckets into curves; whoever deletes a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +18,7 @@ from sqlalchemy import bindparam, func, select, text, update
 from sqlalchemy.orm import Session
 
 from engine.store.columns import table_of
-from engine.store.pace import give_way
+from engine.store.pace import give_way, resting_within
 from engine.store.tables import Metric, Series, StageId
 
 T = TypeVar("T")
@@ -91,17 +92,20 @@ def keep_up(session: Session, written: Iterable[tuple[Standing, Collection[int]]
     Changes the standings: where the transaction is rolled back, they must be read again.
     """
     spans: list[Span] = []
-    moved: list[Standing] = []
+    due: list[Standing] = []
     for standing, steps in written:
         spans += _touched(standing, steps)
         give_way()
-        if standing.loose >= LOOSE and (passed := _move_mark(session, standing)) is not None:
-            spans.append(passed)
-            moved.append(standing)
-    for some in _some(moved):
-        values = [{"series": one.id, "to_shift": one.shift, "to_mark": one.mark} for one in some]
-        session.execute(_MARK, values)
-    _rebuild(session, spans)
+        if standing.loose >= LOOSE:
+            due.append(standing)
+    first_ones = any(standing.mark is None for standing in due)
+    with resting_within() if first_ones else nullcontext():  # most statements are compiled then
+        passed = [(standing, span) for standing in due if (span := _move_mark(session, standing)) is not None]
+        spans += [span for _, span in passed]
+        for some in _some(passed):
+            values = [{"series": one.id, "to_shift": one.shift, "to_mark": one.mark} for one, _ in some]
+            session.execute(_MARK, values)
+        _rebuild(session, spans)
 
 
 def cover(first: int, end: int, shift: int | None, mark: int | None, narrowest: int) -> list[Piece]:

@@ -12,6 +12,7 @@ import threading
 import time as clock
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from engine.log import get_logger
 from engine.store.metric_buckets import Standing, keep_up, standings
 from engine.store.metric_spool import MetricSpool, Point
 from engine.store.metric_upsert import Steps, upsert
-from engine.store.pace import be_patient, give_way, patient
+from engine.store.pace import be_patient, give_way, patient, resting_within
 from engine.store.session import Database
 from engine.store.stages import Fence, fenced
 from engine.store.tables import RunId, Series, StageId
@@ -209,13 +210,15 @@ class MetricWriter:
 
     def _store(self, points: Points) -> bool:
         """One batch in one transaction. False where the database is away or the attempt is stale."""
+        known = points.keys() <= self._series.keys()
         try:
             with self._db.write() as session:
                 give_way()
-                self._hold(session, self._stage_id, self._fence)
-                give_way()
-                self._intern(session, points)
-                give_way()
+                with nullcontext() if known else resting_within():
+                    self._hold(session, self._stage_id, self._fence)
+                    give_way()
+                    self._intern(session, points)
+                    give_way()
                 upsert(session, ((self._series[key].id, steps) for key, steps in points.items()))
                 give_way()
                 keep_up(session, ((self._series[key], steps.values) for key, steps in points.items()))

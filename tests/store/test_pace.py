@@ -77,3 +77,33 @@ def test_the_interpreter_goes_from_hand_to_hand_sooner_and_never_later(monkeypat
     monkeypatch.setattr(sys, "getswitchinterval", lambda: 1e-5)
     pace.switch_often()
     assert told == [pace.SWITCH_S, 1e-5]
+
+
+def test_within_foreign_code_it_rests_too(
+    rests: list[float], work: Callable[[float], None], background: Callable[[Callable[[], None]], None]
+) -> None:
+    def foreign() -> None:
+        for _ in range(4):
+            work(0.00015)
+            len("it calls something")
+
+    left: list[object] = []
+
+    def write() -> None:
+        pace.be_patient(lambda: False)
+        with pace.resting_within():
+            foreign()
+        left.append(sys.getprofile())
+        foreign()
+
+    background(write)
+
+    assert rests == pytest.approx([0.0003] * 4)
+    assert left == [None]
+
+
+def test_who_is_waited_for_does_not_rest_within(rests: list[float], work: Callable[[float], None]) -> None:
+    with pace.resting_within():
+        work(1.0)
+        len("it calls something")
+    assert rests == []
