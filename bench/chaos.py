@@ -103,7 +103,7 @@ def blow(home: Path, given: argparse.Namespace, expected: dict[int, Record]) -> 
             said = ledger.losses(found, expected[seed]) + ledger.breaches(fleet.db, run_id)
             losses += [f"run {run_id} (seed {seed}): {one}" for one in said]
             points += found.points
-            attempts += sum(len(fleet.attempts(run_id, name)) for name in ("begin", "go_on", "sum_up"))
+            attempts += sum(len(fleet.attempts(run_id, name)) for name in training.STAGES)
         return {
             "seed": given.seed,
             "database": given.database,
@@ -112,7 +112,7 @@ def blow(home: Path, given: argparse.Namespace, expected: dict[int, Record]) -> 
             "faults": dict(sorted(storm.hits.items())),
             "faults_in_all": storm.hits.total(),
             "runs": len(runs),
-            "stages": 3 * len(runs),
+            "stages": len(training.STAGES) * len(runs),
             "attempts": attempts,
             "points": points,
             "losses": losses,

@@ -36,7 +36,7 @@ HELD_AT = training.HELD_AT
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Record:
     """What the plan comes to where nothing goes wrong."""
     (record,) = undisturbed(tmp_path_factory.mktemp("undisturbed"), [training.plan(5, steps=STEPS, pace_s=0)])
-    assert record.points == 2 * 3 * STEPS + 1
+    assert record.points == 2 * 3 * STEPS + 1 + 2 * training.COUNTED
     assert len(record.weights) == 2
     return record
 

@@ -23,6 +23,9 @@ WEIGHTS = "model.safetensors"
 _SYMBOLS, _LENGTH, _ROWS, _BATCH = 12, 8, 96, 16
 
 
+STAGES = ("begin", "go_on", "sum_up", "count", "count_on")
+COUNTED = 5
+"""Steps of a light stage."""
 HELD_AT, HELD_AGAIN_AT = 8, 12
 """The steps after whose checkpoints a stage that is held waits."""
 
@@ -36,7 +39,7 @@ def plan(
     queue: str = "default",
     gates: Sequence[Path] = (),
 ) -> Plan:
-    """Two stages that train, the second from the weights of the first, and one that sums up both.
+    """Two stages that train, the second from the weights of the first, one that sums up both, and two light ones.
 
     With `gates`, the first is held once it has made the checkpoint of step HELD_AT, until the first of these files
     exists; with a second one it is held again at HELD_AGAIN_AT.
@@ -44,7 +47,8 @@ def plan(
     resources = Resources(queue=queue, threads=1)
     extra = {"steps": steps, "pace_s": pace_s, "every": 4}
     held = extra | {"gates": {str(at): str(gate) for at, gate in zip((HELD_AT, HELD_AGAIN_AT), gates, strict=False)}}
-    entry = "tests.faults.training"
+    light = {"resources": Resources(queue=queue, light=True), "extra": {"steps": COUNTED, "pace_s": pace_s}}
+    entry, counts = "tests.faults.training", "tests.faults.counting:count"
     return Plan(
         name,
         seed,
@@ -56,6 +60,8 @@ def plan(
             Stage(
                 "sum_up", "test.sum", f"{entry}:sum_up", (), inputs={"a": "begin", "b": "go_on"}, resources=resources
             ),
+            Stage("count", "test.count", counts, (), inputs={"of": "sum_up"}, **light),
+            Stage("count_on", "test.count", counts, (), inputs={"of": "count"}, **light),
         ),
     )
 
