@@ -9,7 +9,7 @@ from typing import Any
 from engine.data.items import read_items
 from engine.data.rows import row
 from engine.errors import DataError
-from engine.spec.dataset import TRAIN, Dataset, Item
+from engine.spec.dataset import TRAIN, Dataset, Item, Message
 
 
 def split_items(dataset: Mapping[str, Any] | Dataset, base: Path | None = None) -> dict[str, list[Item]]:
@@ -35,6 +35,7 @@ def _items(source: Any, split: str, base: Path | None) -> list[Item]:
 
 def _inline(value: Any, place: str) -> Item:
     values = row(place, value).values
-    if not isinstance(values.get("prompt"), str):
+    messages = values.get("messages")
+    if messages is None and not isinstance(values.get("prompt"), str):
         raise DataError(f"{place}: an item needs a `prompt`, which is text")
-    return Item(**values)
+    return Item(**{**values, "messages": messages and tuple(Message(**message) for message in messages)})

@@ -6,8 +6,10 @@ Llama 3, where a role's name is plain text between two special tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from engine.errors import DataError
 
 LLAMA_TEMPLATE = (
     "{{- bos_token }}"
@@ -43,6 +45,31 @@ def opening_text(tokenizer: Any, system: str, user: str) -> str:
     return _render(tokenizer, messages_of(system, user), prompt=True)
 
 
+def written(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
+    """A conversation as rendered pieces, in order, and whether each is the assistant's: its words and what ends them.
+
+    Raises DataError where the template renders what was said before differently once more is said: then no piece
+    of the text would be what the model is going to see.
+    """
+    pieces: list[tuple[str, bool]] = []
+    told = ""
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = (_render(tokenizer, messages[: number + more], prompt=not more) for more in (0, 1))
+        if not (before.startswith(told) and after.startswith(before)):
+            raise DataError(
+                f"the tokenizer's chat template renders message {number + 1} differently from what it showed before: "
+                "use a template under which a conversation only grows"
+            )
+        pieces += [(before[len(told) :], False), (after[len(before) :], True)]
+        told = after
+    whole = _render(tokenizer, messages, prompt=False)
+    if len(whole) > len(told):
+        pieces.append((whole[len(told) :], False))
+    return [(text, own) for text, own in pieces if text]
+
+
 def reply_text(tokenizer: Any, reply: str) -> str:
     """What follows an utterance when the environment answers `reply`: end of turn, the reply, a new header.
 
@@ -63,5 +90,5 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, prompt: bool) -> str:
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ import torch
 
 from engine.errors import ModelError, SpecError
 from engine.lm import chat, scratch, tiny
-from engine.lm.encode import encode
-from engine.lm.learner import Learner, LearnerSettings, LossOutput
-from engine.lm.logprobs import token_logps
-from engine.lm.packing import pack
+from engine.lm.learner import Learner, LearnerSettings
 from engine.lm.policy import Policy
 from engine.lm.reference import Source, parse
+from engine.lm.supervised import Example, completion_loss
 from engine.lm.warmup_text import Conversation, Task, conversations
 from engine.runtime.context import StageContext, Stopped
 from engine.runtime.seeds import derive
@@ -35,31 +32,22 @@ _CHECKPOINT_EVERY = 100
 _VOCABULARY = 490
 
 
-@dataclass(frozen=True)
-class Example:
-    """One conversation as token ids: what is given, what follows, and which of the latter the model says itself."""
-
-    prompt: list[int]
-    rest: list[int]
-    own: list[bool]
-
-
-def prepare(ctx: StageContext, tasks: Sequence[Task] | None = None) -> None:
+def prepare(ctx: StageContext, tasks: Sequence[Task] | None = None, texts: Sequence[str] = ()) -> None:
     """Make or resolve the model of the spec; see the module.
 
     `tasks` are the training items where the dataset block only names a file or a hub dataset: reading those
-    is the caller's business.
+    is the caller's business. From `texts` the tokenizer of a new model learns beside what it will read.
     """
     model = Model.model_validate_json(json.dumps(ctx.config["model"]))
     reference, dataset = parse(model.name), ctx.config["dataset"]
     if reference.kind in ("scratch", "tiny"):
         tasks = tasks_of(dataset) if tasks is None else tasks
     if reference.kind == "scratch":
-        train_scratch(ctx, reference.name, model.warmup, tasks or (), system=dataset["system_prompt"])
+        train_scratch(ctx, reference.name, model.warmup, tasks or (), system=dataset["system_prompt"], texts=texts)
         return
     if reference.kind == "tiny":
-        texts = [task.user for task in tasks or ()]
-        tiny.build(reference.name, texts, seed=derive(ctx.seed, "tiny")).save(ctx.output_dir)
+        known = [*(task.user for task in tasks or ()), *texts]
+        tiny.build(reference.name, known, seed=derive(ctx.seed, "tiny")).save(ctx.output_dir)
         return
     path = ctx.extra.get("model_path", reference.name)
     if reference.kind == "run" and "model_path" not in ctx.extra:
@@ -92,7 +80,13 @@ def tasks_of(dataset: Any) -> list[Task]:
 
 
 def train_scratch(
-    ctx: StageContext, preset: str, warmup: Warmup | None, tasks: Sequence[Task], *, system: str
+    ctx: StageContext,
+    preset: str,
+    warmup: Warmup | None,
+    tasks: Sequence[Task],
+    *,
+    system: str,
+    texts: Sequence[str] = (),
 ) -> Policy:
     """Text, tokenizer, weights, training; writes the model into `ctx.output_dir`.
 
@@ -113,7 +107,9 @@ def train_scratch(
         )
         for user in {conversation.user for conversation in read} - set(opening):
             opening[user] = chat.opening_text(draft, system, user)
-    tokenizer = scratch.train_tokenizer(_texts(read, opening, draft), warmup.vocab_size if warmup else _VOCABULARY)
+    tokenizer = scratch.train_tokenizer(
+        [*_texts(read, opening, draft), *texts], warmup.vocab_size if warmup else _VOCABULARY
+    )
     policy = Policy(scratch.build(preset, tokenizer, seed=derive(ctx.seed, "warmup", "weights")), tokenizer)
     if warmup is not None:
         _train(
@@ -159,14 +155,6 @@ def _train(ctx: StageContext, policy: Policy, warmup: Warmup, examples: Sequence
         with torch.no_grad():
             out = completion_loss(policy, heldout)
         ctx.log(warmup.steps, {"eval/loss": float(out.loss) / out.weight})
-
-
-def completion_loss(policy: Policy, examples: Sequence[Example]) -> LossOutput:
-    """Cross-entropy of the tokens that are the model's own, summed."""
-    packed = pack([e.prompt for e in examples], [[e.rest] for e in examples], want=("before",)).to(policy.device)
-    own = torch.tensor([flag for e in examples for flag in e.own], device=policy.device)
-    logps = token_logps(policy.model, encode(policy.model, packed)[packed.before[own]], packed.targets[own])
-    return LossOutput(-logps.sum(), float(len(logps)))
 
 
 def example(

@@ -28,15 +28,34 @@ TRAIN = "train"
 """The split that `items` is."""
 
 
-class Item(SpecModel):
-    """One task: what the model is asked, and what the score function compares with."""
+class Message(SpecModel):
+    """One message of a written conversation."""
 
-    prompt: str
+    role: Literal["system", "user", "assistant"]
+    """Who speaks."""
+    content: str
+    """What is said."""
+
+
+class Item(SpecModel):
+    """One task: what the model is asked, and what the score function compares with; or a written conversation."""
+
+    prompt: str = ""
     """What the model is given; `main_prompt` goes before it."""
     answer: JsonValue = None
     """The gold answer: any JSON value, handed to `score_fn` untouched."""
+    messages: tuple[Message, ...] | None = Field(None, min_length=1)
+    """A whole conversation in place of `prompt`, for methods that learn from written ones, such as `sft`."""
     columns: Mapping[str, JsonValue] = Field(default_factory=dict)
     """Anything else that belongs to the item."""
+
+    @model_validator(mode="after")
+    def _prompt_or_messages(self) -> Item:
+        if self.messages is None and "prompt" not in self.model_fields_set:
+            raise complaint("an item needs a `prompt`, or `messages`")
+        if self.messages is not None and (self.prompt or self.answer is not None):
+            raise complaint("`messages` hold the whole conversation: leave out prompt and answer", at="messages")
+        return self
 
 
 class ItemsSource(SpecModel):
@@ -87,7 +106,7 @@ def _shape(value: Any) -> str | None:
     if isinstance(value, ItemsSource):
         return SOURCE
     if isinstance(value, Mapping):
-        lone_item = "prompt" in value and "file" not in value and "hub" not in value
+        lone_item = ("prompt" in value or "messages" in value) and "file" not in value and "hub" not in value
         return None if lone_item else SOURCE
     return None
 

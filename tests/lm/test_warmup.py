@@ -7,7 +7,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +16,7 @@ from engine.lm.hf import HFSampler
 from engine.lm.noise import NoiseKey
 from engine.lm.policy import load_policy
 from engine.lm.sampler import SamplingParams
-from engine.lm.warmup import Example, completion_loss, example, prepare, source_of
+from engine.lm.warmup import example, prepare, source_of
 from engine.lm.warmup_text import Conversation, Filler, Task, Turn, Weighted, conversations, read_answers
 from engine.runtime.context import Stopped
 from engine.runtime.local import LocalContext
@@ -219,18 +218,6 @@ def test_a_reply_that_ends_the_game_is_the_last_word():
         said = [turn.said for turn in talk.turns]
         assert len(said) == (said.index("abc") + 1 if "abc" in said else 8)
         assert talk.turns[-1].reply == ("3 7" if "abc" in said else None)
-
-
-def test_only_the_models_own_tokens_are_learnt(make_policy):
-    policy = make_policy()
-    one = Example(prompt=[1, 2], rest=[5, 6, 7, 8], own=[True, False, False, True])
-
-    out = completion_loss(policy, [one])
-
-    with torch.no_grad():
-        logps = torch.log_softmax(policy.model(input_ids=torch.tensor([[1, 2, 5, 6, 7, 8]])).logits[0], -1)
-    assert out.weight == 2.0
-    assert out.loss.item() == pytest.approx(-float(logps[1, 5] + logps[4, 8]), abs=1e-4)
 
 
 def test_without_a_warmup_the_weights_are_random_and_the_prompt_is_known(tmp_path):

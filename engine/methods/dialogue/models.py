@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from engine.data.splits import split_items
-from engine.errors import SpecError
+from engine.errors import DataError, SpecError
 from engine.lm.heads import ScalarHead, new_head
 from engine.lm.hf import HFSampler
 from engine.lm.learner import Learner, LearnerSettings
@@ -46,8 +46,11 @@ class Loader:
 
     def learner(self, module: torch.nn.Module, *, lr: float, grad_clip: float | None, beta2: float = 0.999) -> Learner:
         """Adam on everything trainable in `module`, its forward passes in the run's precision."""
+        return self.learner_of(module, LearnerSettings(lr=lr, betas=(0.9, beta2), clip_norm=grad_clip))
+
+    def learner_of(self, module: torch.nn.Module, settings: LearnerSettings) -> Learner:
+        """The same, in all its settings."""
         precision = self._numbers if self.lora is None else torch.float32
-        settings = LearnerSettings(lr=lr, betas=(0.9, beta2), clip_norm=grad_clip)
         return Learner(module, settings, precision=precision, trace=self._trace)
 
     def head(self, tokenizer: Any, *, outputs: int = 1) -> ScalarHead:
@@ -75,6 +78,9 @@ def games(ctx: StageContext, policy: Policy, names: Sequence[str] | None = None)
     splits = split_items(dataset)
     if names is not None and (unknown := [name for name in names if name not in splits]):
         raise SpecError(f"evaluation.splits: the dataset has no split {unknown[0]!r}, only {', '.join(splits)}")
+    for name, items in splits.items():
+        if (written := next((n for n, item in enumerate(items, 1) if item.messages is not None), None)) is not None:
+            raise DataError(f"{name}:{written}: a game begins with a `prompt`, and this item is a written conversation")
     main = dataset["main_prompt"]
     eos = policy.tokenizer.eos_token_id
     return {

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: a model learns to say what written conversations say."""
