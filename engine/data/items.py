@@ -20,6 +20,7 @@ from engine.errors import DataError
 from engine.spec.dataset import SUFFIXES, Message
 
 _ROLES = ("system", "user", "assistant")
+_PREFERENCE = ("chosen", "rejected")
 READERS: Mapping[str, Reader] = {
     "yaml": yaml_file.read,
     "json": json_file.read,
@@ -30,7 +31,7 @@ READERS: Mapping[str, Reader] = {
 
 
 def read_items(source: Mapping[str, Any], base: Path | None = None) -> list[dict[str, Any]]:
-    """The rows behind an items source, each with `prompt` and `answer`, or `messages`; what else it has in `columns`.
+    """The rows behind an items source, as the fields of an `Item`; what else a row has stands in its `columns`.
 
     `source` has either `file` (with `format`, unless its suffix tells; `.gz` behind it is fine; relative to
     `base`) or `hub` (with `split`, `subset`, `revision`), and for both `columns`, a mapping of our names to
@@ -102,7 +103,8 @@ def _mapped(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     written = columns.get("messages", "messages")
     if written in row.values and columns.get("prompt", "prompt") not in row.values:
         return _conversation(row, written)
-    theirs = {name: columns.get(name, name) for name in ("prompt", "answer", *columns)}
+    names = _PREFERENCE if {columns.get(name, name) for name in _PREFERENCE} <= set(row.values) else ("answer",)
+    theirs = {name: columns.get(name, name) for name in ("prompt", *names, *columns)}
     for name, column in theirs.items():
         if column not in row.values:
             close = get_close_matches(column, row.values, 1)
@@ -111,7 +113,18 @@ def _mapped(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     found = {name: row.values[column] for name, column in theirs.items()}
     if not isinstance(found["prompt"], str):
         raise DataError(f"{row.place}: the prompt is {found['prompt']!r:.60}, not text")
-    taken = set(theirs.values())
+    ours = {"prompt", *names}
+    if names is _PREFERENCE:
+        for name in _PREFERENCE:
+            if not isinstance(found[name], str):
+                raise DataError(f"{row.place}: what was {name} is {found[name]!r:.60}, not text")
+        margin = row.values.get(columns.get("margin", "margin"))
+        if margin is not None:
+            if isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0:
+                raise DataError(f"{row.place}: the margin is {margin!r:.60}, not a number of at least 0")
+            found["margin"] = float(margin)
+            ours.add("margin")
+    taken = {*theirs.values(), *([columns.get("margin", "margin")] if "margin" in ours else [])}
     rest = {name: value for name, value in row.values.items() if name not in taken}
-    extra = {**rest, **{name: value for name, value in found.items() if name not in ("prompt", "answer")}}
-    return {"prompt": found["prompt"], "answer": found["answer"], **({"columns": extra} if extra else {})}
+    extra = {**rest, **{name: value for name, value in found.items() if name not in ours}}
+    return {**{name: found[name] for name in found if name in ours}, **({"columns": extra} if extra else {})}

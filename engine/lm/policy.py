@@ -119,8 +119,8 @@ def load_policy(
     `lora` adds fresh adapters to a model that has none; the rest of it is then frozen. Raises ModelError.
     """
     source = source if isinstance(source, Source) else Source(str(source))
+    tokenizer = load_tokenizer(source)
     with translated_errors(source):
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.options())
         if source.is_adapter():
             base = AutoModelForCausalLM.from_pretrained(source.adapter_base(), dtype=dtype)
             model: Any = PeftModel.from_pretrained(base, source.path, is_trainable=True)
@@ -128,9 +128,16 @@ def load_policy(
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **source.options())
     if lora is not None and not isinstance(model, PeftModel):
         model = adapted(model, lora.peft_config(TaskType.CAUSAL_LM))
-    chat.ensure_template(tokenizer)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     model.to(device)
     model.eval()
     return Policy(model, tokenizer)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer that stands with a model, with a chat template and padding. Raises ModelError."""
+    with translated_errors(source):
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.options())
+    chat.ensure_template(tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

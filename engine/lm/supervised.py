@@ -33,6 +33,11 @@ class Example:
         """Tokens in all."""
         return len(self.prompt) + len(self.rest)
 
+    @property
+    def said(self) -> list[int]:
+        """What follows the prompt, up to the last token that is learnt."""
+        return self.rest[: len(self.own) - self.own[::-1].index(True)]
+
 
 def of_conversation(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], *, everything: bool = False, longest: int | None = None

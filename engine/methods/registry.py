@@ -16,6 +16,8 @@ from engine.methods.ppo import config as ppo_config
 from engine.methods.ppo import plan as ppo_plan
 from engine.methods.reinforce import config as reinforce_config
 from engine.methods.reinforce import plan as reinforce_plan
+from engine.methods.reward import config as reward_config
+from engine.methods.reward import plan as reward_plan
 from engine.methods.sft import config as sft_config
 from engine.methods.sft import plan as sft_plan
 from engine.plan.compile import compile_plan
@@ -45,6 +47,7 @@ METHODS: Mapping[str, Method] = {
         _method(archer_config.Archer, archer_plan),
         _method(ppo_config.PPO, ppo_plan),
         _method(reinforce_config.Reinforce, reinforce_plan),
+        _method(reward_config.Reward, reward_plan),
         _method(sft_config.SFT, sft_plan),
     )
 }

@@ -46,6 +46,12 @@ class Item(SpecModel):
     """The gold answer: any JSON value, handed to `score_fn` untouched."""
     messages: tuple[Message, ...] | None = Field(None, min_length=1)
     """A whole conversation in place of `prompt`, for methods that learn from written ones, such as `sft`."""
+    chosen: str | None = None
+    """The better of two answers, for methods that learn from preferences, such as `reward`."""
+    rejected: str | None = None
+    """The worse one."""
+    margin: float | None = Field(None, ge=0)
+    """By how much the chosen answer is better; empty: not known."""
     columns: Mapping[str, JsonValue] = Field(default_factory=dict)
     """Anything else that belongs to the item."""
 
@@ -55,6 +61,10 @@ class Item(SpecModel):
             raise complaint("an item needs a `prompt`, or `messages`")
         if self.messages is not None and (self.prompt or self.answer is not None):
             raise complaint("`messages` hold the whole conversation: leave out prompt and answer", at="messages")
+        if (self.chosen is None) != (self.rejected is None):
+            raise complaint("a preference needs both `chosen` and `rejected`")
+        if self.margin is not None and self.chosen is None:
+            raise complaint("a margin is between `chosen` and `rejected`", at="margin")
         return self
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
+from engine.errors import DataError
 from engine.lm import chat, scratch, warmup
-from engine.lm.learner import LearnerSettings
+from engine.lm.policy import Policy
+from engine.lm.supervised import Example, completion_loss, mean_logps, parts
 from engine.methods.dialogue.final import Contestant, evaluate_all
 from engine.methods.dialogue.models import Loader, games
 from engine.methods.dialogue.prepare import training_tasks
 from engine.methods.sft.config import SFT
 from engine.methods.sft.examples import conversations, examples
-from engine.methods.sft.trainer import METRIC, STEPS, Trainer, evaluated
-from engine.runtime.context import StageContext
+from engine.methods.supervised.course import Course, Schedule, Work, settings, trained, wanted_splits, write_means
+from engine.runtime.context import Evaluation, ItemScore, StageContext
+
+METRIC = "logp"
+"""Mean log-probability of an item's learnt tokens, in nats: 0 at most, higher is better."""
+Splits = Mapping[str, Sequence[Example | None]]
 
 
 def prepare(ctx: StageContext) -> None:
@@ -31,55 +36,58 @@ def train(ctx: StageContext) -> None:
     policy = loader.policy()
     if ctx.config["dataset"].get("score_fn"):
         games(ctx, policy)  # what cannot be scored in the end is told now
-    written = conversations(ctx.config["dataset"])
-    wanted = ctx.config["evaluation"].get("splits")
-    splits = {
-        name: examples(
-            policy.tokenizer,
-            found,
-            everything=config.learn == "everything",
-            longest=config.max_tokens,
-            split=name,
-        )
-        for name, found in written.items()
-        if wanted is None or name in wanted or name in ("train", config.best_by)
-    }
-    steps = Trainer.steps(sum(example is not None for example in splits["train"]) or 1, config)
-    settings = LearnerSettings(
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        clip_norm=config.grad_clip,
-        schedule=config.schedule,
-        warmup_steps=int(config.warmup * steps),
-        total_steps=steps,
+    splits = wanted_splits(ctx, config, _splits(ctx, config, policy))
+    kept = [example for example in splits["train"] if example is not None]
+    schedule = Schedule(len(kept), config, ctx.seed)
+    work = Work(
+        module=policy.model,
+        tokens=[example.length for example in kept],
+        parts=lambda chosen: (
+            [chosen[index] for index in part]
+            for part in parts(policy, [kept[index] for index in chosen], config.batch_tokens)
+        ),
+        loss=lambda part: completion_loss(policy, [kept[index] for index in part]),
+        evaluate=lambda step, cost: _evaluated(policy, splits, METRIC, step, config.batch_tokens, cost),
+        model="policy",
+        save=policy.save,
     )
-    Trainer(ctx, config, policy, loader.learner_of(policy.model, settings), splits).run()
+    Course(ctx, config, work, loader.learner_of(policy.model, settings(config, schedule)), schedule).run()
 
 
 def evaluate(ctx: StageContext) -> None:
     """The trained and the untrained model on every split: log-probabilities, and scores where there is a `score_fn`."""
     config = SFT.model_validate(ctx.config["algorithm"])
-    if (given := ctx.extra.get("checkpoint")) is not None:
-        folder, step = Path(given["path"]), int(given["step"])
-    else:
-        folder, steps = ctx.inputs["train"] / "best", json.loads((ctx.inputs["train"] / STEPS).read_text())
-        step = int(steps["best"])
+    folder, step = trained(ctx)
     loader = Loader(ctx)
     models = [("untrained/", 0, loader.policy()), ("", step, loader.saved_policy(folder / "policy"))]
-    table: dict[str, dict[str, float]] = {}
+    found: list[Evaluation] = []
     for before, at, policy in models:
-        for split, found in conversations(ctx.config["dataset"]).items():
-            known = examples(
-                policy.tokenizer,
-                found,
-                everything=config.learn == "everything",
-                longest=config.max_tokens,
-                split=split,
-            )
-            evaluation = evaluated(policy, known, split, at, config.batch_tokens, {}, metric=f"final/{before}{METRIC}")
-            ctx.evaluation(evaluation)
-            mean = sum(item.scores[0] for item in evaluation.items) / len(evaluation.items)
-            table.setdefault(f"{before}{METRIC}", {})[split] = mean
-    (ctx.output_dir / "logps.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+        splits = _splits(ctx, config, policy)
+        found += _evaluated(policy, splits, f"final/{before}{METRIC}", at, config.batch_tokens, {})
+    write_means(ctx, found, "logps.json")
     if ctx.config["dataset"].get("score_fn"):
         evaluate_all(ctx, [Contestant(f"{before}score", at, policy, 1, None) for before, at, policy in models])
+
+
+def _splits(ctx: StageContext, config: SFT, policy: Policy) -> Splits:
+    """Every split in tokens."""
+    everything = config.learn == "everything"
+    return {
+        name: examples(policy.tokenizer, found, everything=everything, longest=config.max_tokens, split=name)
+        for name, found in conversations(ctx.config["dataset"]).items()
+    }
+
+
+def _evaluated(
+    policy: Policy, splits: Splits, metric: str, step: int, batch_tokens: int, cost: Mapping[str, float]
+) -> list[Evaluation]:
+    """The mean log-probability of the learnt tokens of each item; an item without any is left out."""
+    found = []
+    for split, known in splits.items():
+        kept = [(number, example) for number, example in enumerate(known) if example is not None]
+        if not kept:
+            raise DataError(f"the split {split!r} has no conversation of which anything is left within max_tokens")
+        means = mean_logps(policy, [example for _, example in kept], batch_tokens)
+        items = [ItemScore(number, (value,)) for (number, _), value in zip(kept, means, strict=True)]
+        found.append(Evaluation(step=step, metric=metric, items=items, split=split, cost=cost))
+    return found

@@ -15,7 +15,7 @@ from engine.methods import registry
 from engine.methods.sft import stages
 from engine.methods.sft.config import SFT
 from engine.methods.sft.examples import conversations
-from engine.methods.sft.trainer import Schedule
+from engine.methods.supervised.course import Schedule
 from engine.runtime.context import Stopped
 from engine.spec.load import load
 

@@ -1,0 +1,1 @@
+"""A reward model: a number for an answer, learnt from which of two answers was preferred."""

@@ -1,0 +1,106 @@
+"""A dataset's splits as pairs of answers in tokens, and what a reward model says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.data.splits import split_items
+from engine.errors import DataError
+from engine.lm import chat
+from engine.lm.heads import ScalarHead
+from engine.lm.packing import pack
+from engine.lm.supervised import of_conversation
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """One preference as it is written."""
+
+    chosen: Messages
+    rejected: Messages
+    margin: float | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference in tokens: what both answers follow, and both up to the end of their turn."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    margin: float
+
+    @property
+    def length(self) -> int:
+        """Tokens in all, the prompt counted once."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+def written(dataset: Mapping[str, Any]) -> dict[str, list[Written]]:
+    """Every split's items as conversations, `train` first. Raises DataError naming the split and the item."""
+    main, system = dataset["main_prompt"], dataset["system_prompt"]
+    found: dict[str, list[Written]] = {}
+    for split, items in split_items(dataset).items():
+        found[split] = []
+        for number, item in enumerate(items, 1):
+            if item.chosen is None or item.rejected is None:
+                raise DataError(f"{split}:{number}: a reward model learns from `chosen` and `rejected` answers")
+            opening = chat.messages_of(system, f"{main}\n{item.prompt}" if main else item.prompt)
+            chosen, rejected = (
+                [*opening, {"role": "assistant", "content": text}] for text in (item.chosen, item.rejected)
+            )
+            found[split].append(Written(chosen, rejected, item.margin))
+    return found
+
+
+def in_tokens(tokenizer: Any, preferences: Sequence[Written], *, longest: int, margins: bool) -> list[Pair | None]:
+    """The preferences in tokens; None for one of which an answer is lost, or both become the same, within `longest`."""
+    found: list[Pair | None] = []
+    for preference in preferences:
+        better = of_conversation(tokenizer, preference.chosen, longest=longest)
+        worse = of_conversation(tokenizer, preference.rejected, longest=longest)
+        if better is None or worse is None or better.rest == worse.rest:
+            found.append(None)
+            continue
+        margin = (preference.margin or 0.0) if margins else 0.0
+        found.append(Pair(better.prompt, better.said, worse.said, margin))
+    return found
+
+
+def parts(pairs: Sequence[Pair], most_tokens: int) -> Iterator[list[int]]:
+    """Indices of the pairs, in parts of at most so many tokens (or of one pair); prompts alike are neighbours."""
+    part: list[int] = []
+    held = 0
+    for index in sorted(range(len(pairs)), key=lambda i: pairs[i].prompt):
+        if part and held + pairs[index].length > most_tokens:
+            yield part
+            part, held = [], 0
+        part.append(index)
+        held += pairs[index].length
+    if part:
+        yield part
+
+
+def rewards(head: ScalarHead, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """What the model says of the chosen and the rejected answers, each [P]: both read the prompt once."""
+    packed = pack([p.prompt for p in pairs], [[p.chosen, p.rejected] for p in pairs], want=("last",))
+    packed = packed.to(next(head.parameters()).device)
+    values = head(packed)[packed.last].view(-1, 2)
+    return values[:, 0], values[:, 1]
+
+
+def all_rewards(head: ScalarHead, pairs: Sequence[Pair], most_tokens: int) -> list[tuple[float, float]]:
+    """The same of any number of pairs, as numbers. Without gradients."""
+    found = [(0.0, 0.0)] * len(pairs)
+    with torch.no_grad():
+        for part in parts(pairs, most_tokens):
+            for index, chosen, rejected in zip(part, *rewards(head, [pairs[i] for i in part]), strict=True):
+                found[index] = (float(chosen), float(rejected))
+    return found
