@@ -1,11 +1,12 @@
 """Training tokens a second of our learner and of TRL, on the same weights, batches, precision and losses.
 
-    python bench/learner.py [--size tiny small] [--steps 12] [--threads 2]
+    python bench/learner.py [--method sft reward] [--size tiny small] [--steps 24] [--threads 2]
 
-Supervised fine-tuning of a Llama of random weights in float32, on conversations of realistic spread: a system message
-that all share, prompts and completions of log-normal lengths. Tokens are real ones: padding counts for nobody. TRL runs
-as it is by default, and in its documented modes that are faster: without gradient checkpointing, and also without
-padding. All take turns step by step, so that the machine's moods hit them alike; the losses of every step are compared.
+Supervised fine-tuning and reward models on a Llama of random weights in float32, of conversations of realistic spread:
+a system message that all share, prompts and answers of log-normal lengths. Tokens are real ones: padding counts for
+nobody, and the prompt of a preference counts for both its answers, though we read it once. TRL runs as it is by
+default, and in its documented modes that are faster: without gradient checkpointing, and for SFT also without padding.
+All take turns step by step, so that the machine's moods hit them alike; the losses of every step are compared.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from engine.lm.heads import ScalarHead
 from engine.lm.learner import Learner, LearnerSettings
 from engine.lm.policy import Policy
 from engine.lm.scratch import train_tokenizer
 from engine.lm.supervised import Example, completion_loss, parts
+from engine.methods.reward import pairs
+from engine.methods.reward.pairs import Pair
+from engine.methods.reward.stages import pair_loss
 
 SIZES = {
     "tiny": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -47,42 +54,64 @@ class Timed:
     seconds: float
 
 
-def conversations(count: int, seed: int) -> list[Example]:
-    """Examples of 30 to 400 tokens, half of them below 110 or so."""
+def rows(method: str, count: int, seed: int) -> list[Any]:
+    """Examples, or pairs, of 36 to 204 tokens an answer with its prompt, half of them below 110 or so."""
     rng = np.random.default_rng(seed)
     system = rng.integers(10, VOCABULARY, SYSTEM).tolist()
-    found = []
+
+    def text() -> list[int]:
+        size = int(np.clip(rng.lognormal(np.log(40), 0.7), 6, 180))
+        return list(rng.integers(10, VOCABULARY, size).tolist())
+
+    found: list[Any] = []
     for _ in range(count):
-        asked, said = (int(np.clip(rng.lognormal(np.log(middle), 0.7), 6, 180)) for middle in (40, 40))
-        rest = rng.integers(10, VOCABULARY, said).tolist()
-        found.append(Example([*system, *rng.integers(10, VOCABULARY, asked).tolist()], rest, [True] * said))
+        prompt, answer = [*system, *text()], text()
+        found.append(
+            Example(prompt, answer, [True] * len(answer)) if method == "sft" else Pair(prompt, answer, text(), 0.0)
+        )
     return found
 
 
-def model(size: str) -> LlamaForCausalLM:
+def tokens(row: Any) -> int:
+    """Of an example, or of both sequences of a pair."""
+    return row.length + (len(row.prompt) if isinstance(row, Pair) else 0)
+
+
+def longest(row: Any) -> int:
+    """The longest sequence of a row."""
+    return row.length if isinstance(row, Example) else len(row.prompt) + max(len(row.chosen), len(row.rejected))
+
+
+def model(method: str, size: str) -> nn.Module:
     """The same random weights every time."""
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=1024, **SIZES[size]))
+    config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=1024, pad_token_id=1, **SIZES[size])
+    if method == "sft":
+        return LlamaForCausalLM(config)
+    config.num_labels = 1
+    return LlamaForSequenceClassification(config)
 
 
-def ours(size: str, batches: Sequence[Sequence[Example]]) -> Iterator[Timed]:
+def ours(method: str, size: str, batches: Sequence[Sequence[Any]]) -> Iterator[Timed]:
     """Our learner, a step each time it is asked for one."""
-    policy = Policy(model(size).train(), None)
-    learner = Learner(policy.model, LearnerSettings(lr=LR))
+    module = model(method, size).train()
+    policy, head = Policy(module, None), ScalarHead(module, None)
+    learner = Learner(module, LearnerSettings(lr=LR))
     for batch in batches:
         began = time.perf_counter()
-        told = learner.step(
-            lambda part, batch=batch: completion_loss(policy, [batch[index] for index in part]),
-            parts(policy, batch, 8192),
-        )
+        if method == "sft":
+            cut, loss = parts(policy, batch, 8192), lambda chosen: completion_loss(policy, chosen)
+        else:
+            cut, loss = pairs.parts(batch, 8192), lambda chosen: pair_loss(head, chosen)
+        told = learner.step(loss, ([batch[index] for index in part] for part in cut))
         yield Timed(told["loss"], time.perf_counter() - began)
 
 
-def trl(size: str, batches: Sequence[Sequence[Example]], **options: Any) -> Iterator[Timed]:
+def trl(method: str, size: str, batches: Sequence[Sequence[Any]], **options: Any) -> Iterator[Timed]:
     """TRL's trainer, a step each time: in a process of its own, for its libraries keep the state of one trainer."""
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(
-        target=_train, args=(there, torch.get_num_threads(), size, batches, options), daemon=True
+        target=_train, args=(there, torch.get_num_threads(), method, size, batches, options), daemon=True
     )
     process.start()
     there.close()
@@ -94,11 +123,13 @@ def trl(size: str, batches: Sequence[Sequence[Example]], **options: Any) -> Iter
         process.kill()
 
 
-def _train(turns: Connection, threads: int, size: str, batches: Sequence[Sequence[Example]], options: Any) -> None:
+def _train(
+    turns: Connection, threads: int, method: str, size: str, batches: Sequence[Sequence[Any]], options: dict[str, Any]
+) -> None:
     """A step for each word that comes; back go its loss and its seconds."""
     import datasets
     from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
@@ -115,14 +146,14 @@ def _train(turns: Connection, threads: int, size: str, batches: Sequence[Sequenc
 
     callback = Turns()
 
-    class Trainer(SFTTrainer):  # type: ignore[misc]
+    class Trainer(SFTTrainer if method == "sft" else RewardTrainer):  # type: ignore[misc]
         def training_step(self, *arguments: Any, **more: Any) -> Any:
             loss = super().training_step(*arguments, **more)
             callback.loss = float(loss)
             return loss
 
     with tempfile.TemporaryDirectory() as folder:
-        config = SFTConfig(
+        config = (SFTConfig if method == "sft" else RewardConfig)(
             output_dir=folder,
             per_device_train_batch_size=len(batches[0]),
             max_steps=len(batches),
@@ -136,34 +167,42 @@ def _train(turns: Connection, threads: int, size: str, batches: Sequence[Sequenc
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            dataset_kwargs={"skip_prepare_dataset": True},
+            **({"dataset_kwargs": {"skip_prepare_dataset": True}} if method == "sft" else {}),
             **options,
         )
-        rows = [
-            {"input_ids": [*e.prompt, *e.rest], "labels": [-100] * len(e.prompt) + list(e.rest)}
-            for batch in batches
-            for e in batch
-        ]
+        tokenizer = train_tokenizer(["a"], 262)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(1)
         Trainer(
-            model=model(size),
+            model=model(method, size),
             args=config,
-            train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=train_tokenizer(["a"], 262),
+            train_dataset=datasets.Dataset.from_list([_as_trl_has_it(row) for batch in batches for row in batch]),
+            processing_class=tokenizer,
             callbacks=[callback],
         ).train()
 
 
-WAYS: dict[str, Callable[[str, Sequence[Sequence[Example]]], Any]] = {
-    "rlx": ours,
-    "TRL, default": trl,
-    "TRL, no checkpointing": lambda size, batches: trl(size, batches, gradient_checkpointing=False),
-    "TRL, padding-free": lambda size, batches: trl(size, batches, gradient_checkpointing=False, padding_free=True),
-}
+def _as_trl_has_it(row: Any) -> dict[str, list[int]]:
+    if isinstance(row, Example):
+        return {"input_ids": [*row.prompt, *row.rest], "labels": [-100] * len(row.prompt) + list(row.rest)}
+    return {"chosen_ids": [*row.prompt, *row.chosen], "rejected_ids": [*row.prompt, *row.rejected]}
+
+
+def ways(method: str) -> dict[str, Callable[[str, str, Sequence[Sequence[Any]]], Iterator[Timed]]]:
+    """Ours, and TRL's."""
+    found = {
+        "rlx": ours,
+        "TRL, default": trl,
+        "TRL, no checkpointing": partial(trl, gradient_checkpointing=False),
+    }
+    if method == "sft":
+        found["TRL, padding-free"] = partial(trl, gradient_checkpointing=False, padding_free=True)
+    return found
 
 
 def main() -> None:
     """Print a table a size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", nargs="+", choices=["sft", "reward"], default=["sft", "reward"])
     parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=16)
@@ -171,30 +210,33 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")  # TRL's and transformers' advice
     torch.set_num_threads(given.threads)
-    for size in given.size:
-        rows = conversations(given.steps * given.batch, seed=1)
-        batches = [rows[first : first + given.batch] for first in range(0, len(rows), given.batch)]
-        longest = [max(e.length for e in batch) * len(batch) for batch in batches]
-        real = [sum(e.length for e in batch) for batch in batches]
-        print(
-            f"{size}: {given.steps} steps of {given.batch}, {sum(real) / sum(longest):.0%} of a padded batch is text\n"
-        )
-        running = {name: iter(make(size, batches)) for name, make in WAYS.items()}
-        told: dict[str, list[Timed]] = {name: [] for name in running}
-        for _ in range(given.steps):
-            for name, steps in running.items():
-                told[name].append(next(steps))
-        rates = {
-            name: statistics.median(tokens / step.seconds for tokens, step in list(zip(real, steps, strict=True))[2:])
-            for name, steps in told.items()
-        }
-        print("| way | real tokens a second | ours ×, step by step | largest difference of a loss |")
-        print("| --- | --- | --- | --- |")
-        for name, steps in told.items():
-            apart = max(abs(a.loss - b.loss) for a, b in zip(told["rlx"], steps, strict=True))
-            ratio = statistics.median(b.seconds / a.seconds for a, b in list(zip(told["rlx"], steps, strict=True))[2:])
-            print(f"| {name} | {rates[name]:,.0f} | {ratio:.2f} | {apart:.1e} |")
-        print(flush=True)
+    for method in given.method:
+        for size in given.size:
+            measure(method, size, given.steps, given.batch)
+
+
+def measure(method: str, size: str, steps: int, batch: int) -> None:
+    """Print one table."""
+    found = rows(method, steps * batch, seed=1)
+    batches = [found[first : first + batch] for first in range(0, len(found), batch)]
+    a_row = 1 if method == "sft" else 2
+    padded = sum(max(map(longest, some)) * len(some) * a_row for some in batches)
+    real = [sum(map(tokens, some)) for some in batches]
+    print(f"{method}, {size}: {steps} steps of {batch}, {sum(real) / padded:.0%} of a padded batch is text\n")
+    running = {name: iter(make(method, size, batches)) for name, make in ways(method).items()}
+    told: dict[str, list[Timed]] = {name: [] for name in running}
+    for _ in range(steps):
+        for name, turns in running.items():
+            told[name].append(next(turns))
+    print("| way | real tokens a second | ours ×, step by step | largest difference of a loss |")
+    print("| --- | --- | --- | --- |")
+    for name, found_steps in told.items():
+        warm = list(zip(real, told["rlx"], found_steps, strict=True))[2:]
+        rate = statistics.median(count / step.seconds for count, _, step in warm)
+        ratio = statistics.median(step.seconds / mine.seconds for _, mine, step in warm)
+        apart = max(abs(mine.loss - step.loss) for mine, step in zip(told["rlx"], found_steps, strict=True))
+        print(f"| {name} | {rate:,.0f} | {ratio:.2f} | {apart:.1e} |")
+    print(flush=True)
 
 
 if __name__ == "__main__":
