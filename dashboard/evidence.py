@@ -19,7 +19,7 @@ from dashboard.queries import RunDetail
 from dashboard.wording import AXES
 from engine.compare.report import Evaluated, Subject
 from engine.store import checkpoints, evaluations, events, metrics, stages
-from engine.store.listing import SCORE
+from engine.store.listing import LEADING
 from engine.store.tables import RunId, StageId, Worker
 
 TAIL_BYTES = 64 * 1024
@@ -160,8 +160,9 @@ def evaluations_of(session: Session, run_id: RunId) -> list[EvaluationRow]:
 
 
 def leading(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
-    """Those that stand for the run in a list: of `score`, on `train` or else the first split by name."""
-    scores = [row for row in rows if row.metric == SCORE]
+    """Those that stand for the run in a list: of its leading metric, on `train` or else the first split by name."""
+    metric = next((name for name in LEADING if any(row.metric == name for row in rows)), None)
+    scores = [row for row in rows if row.metric == metric]
     splits = {row.split for row in scores}
     split = "train" if "train" in splits else min(splits, default="")
     return [row for row in scores if row.split == split]

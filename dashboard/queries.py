@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from engine.errors import NotFound
 from engine.store import certificates, handles, listing, runs, specs, spent, stages
-from engine.store.listing import SCORE, RunSummary
+from engine.store.listing import LEADING, RunSummary
 from engine.store.names import handle_name
 from engine.store.spent import Timed, Times
 from engine.store.tables import Attempt, Evaluation, Run, RunId, Stage, StageId, StageInput
@@ -283,14 +283,15 @@ def _names(session: Session, run_ids: Sequence[RunId]) -> dict[RunId, tuple[str,
 
 
 def _scores(session: Session, run_ids: Sequence[RunId]) -> dict[RunId, list[float]]:
-    """Means of the score over each run, on the split that the store's listing takes too."""
+    """Means of the leading metric over each run, of the metric and on the split that the store's listing takes too."""
     rows = (
-        select(Evaluation.run_id, Evaluation.split, Evaluation.mean)
+        select(Evaluation.run_id, Evaluation.metric, Evaluation.split, Evaluation.mean)
         .join(Stage, Stage.id == Evaluation.stage_id)
-        .where(Evaluation.run_id.in_(run_ids), Evaluation.metric == SCORE)
+        .where(Evaluation.run_id.in_(run_ids), Evaluation.metric.in_(LEADING))
         .order_by(Stage.position, Evaluation.step)
     )
-    found: dict[RunId, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run_id, split, mean in session.execute(rows):
-        found[RunId(run_id)][split].append(mean)
-    return {run_id: splits["train"] if "train" in splits else splits[min(splits)] for run_id, splits in found.items()}
+    found: dict[RunId, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for run_id, metric, split, mean in session.execute(rows):
+        found[RunId(run_id)][metric][split].append(mean)
+    leading = {run_id: metrics[min(metrics, key=LEADING.index)] for run_id, metrics in found.items()}
+    return {run_id: splits["train"] if "train" in splits else splits[min(splits)] for run_id, splits in leading.items()}

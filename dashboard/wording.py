@@ -65,6 +65,7 @@ AXES = {
     "step": "step",
     "scored_episodes": "scored episodes",
     "generated_tokens": "generated tokens",
+    "trained_tokens": "trained tokens",
     "gold_labels": "gold labels",
     "seconds": "seconds",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import streamlit as st
 
 from dashboard import evidence, parts, plan_chart, queries, state, wording
@@ -79,7 +81,8 @@ def standing(handle: str) -> RunDetail:
         stages = queries.stages_of(session, run.id)
         evaluations = evidence.evaluations_of(session, run.id)
         certificate = queries.certificate(session, run)
-    cost, means = evidence.costs(evaluations), [row.mean for row in evidence.leading(evaluations)]
+    cost, leading = evidence.costs(evaluations), evidence.leading(evaluations)
+    means, metric = [row.mean for row in leading], leading[0].metric if leading else "score"
     now = parts.now()
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         parts.status_badge(run.status)
@@ -92,10 +95,13 @@ def standing(handle: str) -> RunDetail:
     remaining = next((left for stage in stages if (left := stage.remaining(now)) is not None), None)
     parts.tiles(
         [
-            ("Best score", wording.score(max(means, default=None)), "The highest mean of an evaluation of `score`"),
-            ("Last score", wording.score(means[-1] if means else None), "The mean of the last evaluation of `score`"),
-            ("Episodes", wording.count(cost.get("scored_episodes")), "Scored until the last evaluation"),
-            ("Tokens", wording.count(cost.get("generated_tokens")), "Generated until the last evaluation"),
+            (
+                f"Best {metric}",
+                wording.score(max(means, default=None)),
+                f"The highest mean of an evaluation of `{metric}`",
+            ),
+            (f"Last {metric}", wording.score(means[-1] if means else None), f"The mean of the last one of `{metric}`"),
+            *_costs(cost),
             (
                 "Took" if run.status not in wording.ACTIVE else "Running for",
                 wording.duration(run.seconds(now)),
@@ -110,6 +116,16 @@ def standing(handle: str) -> RunDetail:
     if any(stage.error for stage in stages):
         failures(run, stages)
     return run
+
+
+def _costs(cost: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """The tiles of what the run has cost: of what it generated, or of the texts that it learnt from."""
+    if "trained_tokens" in cost:
+        return [("Tokens", wording.count(cost["trained_tokens"]), "Learnt from until the last evaluation")]
+    return [
+        ("Episodes", wording.count(cost.get("scored_episodes")), "Scored until the last evaluation"),
+        ("Tokens", wording.count(cost.get("generated_tokens")), "Generated until the last evaluation"),
+    ]
 
 
 def _summary(run: RunDetail) -> str:

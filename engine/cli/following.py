@@ -39,16 +39,20 @@ class Followed:
 def snapshot(db: Database, run_id: RunId) -> Snapshot:
     """The run as it stands now."""
     from engine.store import evaluations, runs, stages
+    from engine.store.listing import LEADING
 
     with db.read() as session:
         run = runs.get(session, run_id)
         found = stages.for_run(session, run_id)
-        scores = [row for row in evaluations.of_run(session, run_id) if row.metric == "score"]
+        rows = evaluations.of_run(session, run_id)
+        metric = next((name for name in LEADING if any(row.metric == name for row in rows)), "")
+        scores = [row for row in rows if row.metric == metric]
         return Snapshot(
             handle=run.handle,
             status=run.status,
             stages=tuple(_view(stage) for stage in found),
             score=scores[-1].mean if scores else None,
+            metric=metric or "score",
         )
 
 

@@ -43,6 +43,13 @@ class Snapshot:
     stages: tuple[StageView, ...] = ()
     score: float | None = None
     """The latest evaluation's mean."""
+    metric: str = "score"
+    """Of what."""
+
+    @property
+    def standing(self) -> str | None:
+        """The latest evaluation in words."""
+        return None if self.score is None else f"{self.metric} {self.score:.3f}"
 
     @property
     def finished(self) -> bool:
@@ -119,7 +126,7 @@ class PlainReporter:
             changed = before is None or before[0] != stage.status or before[1] != tenth
             if changed or (stage.status == "running" and before is not None and now - before[2] >= self.every_s):
                 self._seen[stage.name] = (stage.status, tenth, now)
-                talk(f"{snapshot.handle} {_described(stage, pace, snapshot.score)}")
+                talk(f"{snapshot.handle} {_described(stage, pace, snapshot.standing)}")
 
     def message(self, text: str) -> None:
         talk(text)
@@ -161,7 +168,7 @@ class LiveReporter:
             if stage.name not in self._tasks:
                 self._tasks[stage.name] = self._progress.add_task(name, total=1.0, words="")
             total, done = bar(stage)
-            words = _words(stage, pace, snapshot.score if stage.status == "running" else None)
+            words = _words(stage, pace, snapshot.standing if stage.status == "running" else None)
             self._progress.update(self._tasks[stage.name], description=name, total=total, completed=done, words=words)
 
     def message(self, text: str) -> None:
@@ -190,12 +197,12 @@ def bar(stage: StageView) -> tuple[float | None, float]:
     return (None, 0.0) if stage.status == "running" else (1.0, 0.0)
 
 
-def _described(stage: StageView, pace: Pace, score: float | None) -> str:
-    return f"{stage.name}: {status(stage.status, err=True)} {_words(stage, pace, score)}".rstrip()
+def _described(stage: StageView, pace: Pace, standing: str | None) -> str:
+    return f"{stage.name}: {status(stage.status, err=True)} {_words(stage, pace, standing)}".rstrip()
 
 
-def _words(stage: StageView, pace: Pace, score: float | None) -> str:
-    """What stands beside a bar: count, rate, time left, score, note; or how it ended."""
+def _words(stage: StageView, pace: Pace, standing: str | None) -> str:
+    """What stands beside a bar: count, rate, time left, latest evaluation, note; or how it ended."""
     if stage.status == "succeeded":
         return "from the cache" if stage.cached else f"in {seconds(_elapsed(stage))}"
     if stage.status == "failed":
@@ -212,8 +219,8 @@ def _words(stage: StageView, pace: Pace, score: float | None) -> str:
     left = pace.remaining_s(stage)
     if left is not None:
         parts.append(f"{seconds(left)} left")
-    if score is not None:
-        parts.append(f"score {score:.3f}")
+    if standing is not None:
+        parts.append(standing)
     if stage.attempt > 1:
         parts.append(f"attempt {stage.attempt}")
     if stage.note:

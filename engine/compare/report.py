@@ -18,9 +18,9 @@ from engine.compare.diff import Difference, differences
 from engine.compare.permutation import EXACT_LIMIT, PairedTest, paired_permutation_test
 
 ALPHA = 0.05
-LEADING = ("final/score", "score")
-"""Which metric speaks for a run: the best checkpoint on fresh episodes, else the score during training."""
-COSTS = ("step", "scored_episodes", "generated_tokens", "gold_labels", "seconds")
+LEADING = ("final/score", "score", "final/accuracy", "accuracy", "final/logp", "logp")
+"""Which metric speaks for a run: the best checkpoint on fresh episodes, else the score during training; and so on."""
+COSTS = ("step", "scored_episodes", "generated_tokens", "trained_tokens", "gold_labels", "seconds")
 """The axes of a learning curve, in the order in which we print them; others follow by name."""
 
 

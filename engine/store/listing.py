@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from engine.store.tables import RunId
 
-SCORE = "score"
-"""The evaluation metric that stands for a run in a list."""
+LEADING = ("score", "accuracy", "logp")
+"""Which evaluation metric stands for a run in a list: the first of these that it has. More of each is better."""
 SUCCEEDED = "succeeded"
 BY_INTEREST = ("failed", "running", "ready", "cancelled", "waiting")
 """The other states of a stage, the one that says most about its run first."""
@@ -223,16 +223,17 @@ def _part(row: _StageRow) -> float:
 
 
 def _add_scores(session: Session | Connection, summaries: dict[UUID, RunSummary]) -> None:
-    """First, best and last mean of the score on one split: `train` where it was evaluated, else the first by name."""
-    curves: dict[UUID, dict[str, list[float]]] = {}
+    """First, best and last mean of the leading metric, on `train` or else the first split by name."""
+    curves: dict[UUID, dict[str, dict[str, list[float]]]] = {}
     rows = session.execute(
-        select(EVALUATIONS.c.run_id, EVALUATIONS.c.split, EVALUATIONS.c.mean)
-        .where(EVALUATIONS.c.run_id.in_(summaries), EVALUATIONS.c.metric == SCORE)
+        select(EVALUATIONS.c.run_id, EVALUATIONS.c.metric, EVALUATIONS.c.split, EVALUATIONS.c.mean)
+        .where(EVALUATIONS.c.run_id.in_(summaries), EVALUATIONS.c.metric.in_(LEADING))
         .order_by(EVALUATIONS.c.id)
     )
-    for run_id, split, mean in rows:
-        curves.setdefault(run_id, {}).setdefault(split, []).append(mean)
-    for run_id, splits in curves.items():
+    for run_id, metric, split, mean in rows:
+        curves.setdefault(run_id, {}).setdefault(metric, {}).setdefault(split, []).append(mean)
+    for run_id, metrics in curves.items():
+        splits = metrics[min(metrics, key=LEADING.index)]
         split = "train" if "train" in splits else min(splits)
         means = splits[split]
         summaries[run_id] = replace(

@@ -124,6 +124,20 @@ def test_scores_are_the_first_the_best_and_the_last_mean(db: Database, queue: Qu
     assert summary.score_split == "train"
 
 
+@pytest.mark.parametrize(
+    ("metrics", "leading"), [(("logp", "accuracy", "score"), 3.0), (("logp", "accuracy"), 2.0), (("gap", "logp"), 2.0)]
+)
+def test_where_nothing_is_scored_another_metric_stands_for_the_run(
+    db: Database, queue: Queue, metrics: tuple[str, ...], leading: float
+) -> None:
+    run = queue.submit()
+    claimed = queue.claim(run, "a")
+    _evaluate(
+        queue, claimed, *(Made(0, (Item(0, (float(n),)),), metric=metric) for n, metric in enumerate(metrics, start=1))
+    )
+    assert _only(db).score_last == leading
+
+
 def test_without_evaluations_there_is_no_score(db: Database, queue: Queue) -> None:
     queue.submit()
     summary = _only(db)

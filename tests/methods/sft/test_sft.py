@@ -18,6 +18,7 @@ from engine.methods.sft.examples import conversations
 from engine.methods.supervised.course import Schedule
 from engine.runtime.context import Stopped
 from engine.spec.load import load
+from tests.conftest import SHARED_DATA
 
 SMALL = {"steps": 6, "batch_size": 1, "lr": 3e-3, "checkpoint_every": 1, "warmup": 0.2}
 TALK = {"messages": [{"role": "user", "content": "Say a word."}, {"role": "assistant", "content": "word"}]}
@@ -155,3 +156,15 @@ def test_a_spec_that_asks_for_the_impossible_is_refused(tmp_path: Path, dataset:
     with pytest.raises(SpecError, match=r"spec\.yaml:[34]:") as refused:
         load(path, methods=registry.configs())
     assert said in str(refused.value)
+
+
+@pytest.mark.shared_data
+def test_rows_that_others_wrote_are_read() -> None:
+    file = SHARED_DATA / "prompts" / "alpaca_en_demo.json.gz"
+    if not file.exists():
+        pytest.skip(f"{file.name} is absent")
+    source = {"file": str(file), "columns": {"prompt": "instruction", "answer": "output"}}
+    found = conversations({"main_prompt": "", "system_prompt": "", "items": source, "splits": {}})["train"]
+    assert len(found) == 738
+    assert all([m["role"] for m in messages] == ["user", "assistant"] for messages in found)
+    assert all(messages[1]["content"] for messages in found)
