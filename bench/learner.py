@@ -128,7 +128,7 @@ def _train(
 ) -> None:
     """A step for each word that comes; back go its loss and its seconds."""
     import datasets
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
     warnings.filterwarnings("ignore")
@@ -172,13 +172,15 @@ def _train(
         )
         tokenizer = train_tokenizer(["a"], 262)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(1)
-        Trainer(
+        trainer = Trainer(
             model=model(method, size),
             args=config,
             train_dataset=datasets.Dataset.from_list([_as_trl_has_it(row) for batch in batches for row in batch]),
             processing_class=tokenizer,
             callbacks=[callback],
-        ).train()
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
 
 
 def _as_trl_has_it(row: Any) -> dict[str, list[int]]:

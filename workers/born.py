@@ -104,7 +104,9 @@ def _close_all_but(line: socket.socket | None) -> socket.socket | None:
     if line is None:
         os.closerange(3, _DESCRIPTORS)
         return None
-    os.dup2(line.detach(), 3, inheritable=False)
+    descriptor = line.detach()
+    if descriptor != 3:
+        os.dup2(descriptor, 3, inheritable=False)
     os.closerange(4, _DESCRIPTORS)
     return socket.socket(fileno=3)
 

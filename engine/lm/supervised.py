@@ -5,7 +5,7 @@ Where examples come from, and in which order they are learnt, is for the callers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,14 +86,19 @@ def parts(policy: Policy, examples: Sequence[Example], most_tokens: int) -> Iter
     """
     shares = lean.supports(policy.model)
     order = sorted(range(len(examples)), key=lambda i: examples[i].prompt if shares else examples[i].length)
+    return cut(order, [example.length for example in examples], most_tokens)
+
+
+def cut(order: Iterable[int], lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    """These indices in order, in parts whose lengths add up to at most so many tokens, or of a single one."""
     part: list[int] = []
     held = 0
     for index in order:
-        if part and held + examples[index].length > most_tokens:
+        if part and held + lengths[index] > most_tokens:
             yield part
             part, held = [], 0
         part.append(index)
-        held += examples[index].length
+        held += lengths[index]
     if part:
         yield part
 

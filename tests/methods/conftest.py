@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from engine.functions.client import FunctionHost, open_functions
 from engine.functions.sources import Sources
 from engine.lm import scratch
 from engine.lm.policy import Policy, load_policy
+from engine.runtime.context import Stopped
 from engine.runtime.local import LocalContext
 
 SOURCES = Sources(
@@ -65,11 +67,18 @@ def stage(model_dir: Path, functions: FunctionHost, tmp_path: Path) -> Stage:
     """Makes contexts: `stage(algorithm, name="a")`; the same name twice shares its checkpoints."""
     made = 0
 
-    def make(algorithm: Mapping[str, Any], *, name: str = "train", every: int = 2, **inputs: Path) -> LocalContext:
+    def make(
+        algorithm: Mapping[str, Any],
+        *,
+        name: str = "train",
+        every: int = 2,
+        dataset: Mapping[str, Any] = DATASET,
+        **inputs: Path,
+    ) -> LocalContext:
         nonlocal made
         made += 1
         config = {
-            "dataset": DATASET,
+            "dataset": dataset,
             "algorithm": algorithm,
             "model": {"lora": None},
             "evaluation": {"every": every, "runs_per_item": 2, "splits": None},
@@ -84,3 +93,24 @@ def stage(model_dir: Path, functions: FunctionHost, tmp_path: Path) -> Stage:
         )
 
     return make
+
+
+def weights(folder: Path) -> list[str]:
+    """SHA-256 of every file of weights below a folder."""
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.safetensors"))]
+
+
+def whole_and_in_parts(
+    stage: Stage, run: Callable[[LocalContext], None], algorithm: Mapping[str, Any], **more: Any
+) -> tuple[LocalContext, LocalContext]:
+    """A training stage carried out at one go, and once more that was stopped three times on its way."""
+    whole = stage(algorithm, name="whole", **more)
+    run(whole)
+    part = stage(algorithm, name="parts", **more)
+    part.request_stop()
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            run(part)
+    last = stage(algorithm, name="parts", **more)
+    run(last)
+    return whole, last

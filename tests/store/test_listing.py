@@ -130,8 +130,7 @@ def test_scores_are_the_first_the_best_and_the_last_mean(db: Database, queue: Qu
 def test_where_nothing_is_scored_another_metric_stands_for_the_run(
     db: Database, queue: Queue, metrics: tuple[str, ...], leading: float
 ) -> None:
-    run = queue.submit()
-    claimed = queue.claim(run, "a")
+    claimed = queue.claim(queue.submit())
     _evaluate(
         queue, claimed, *(Made(0, (Item(0, (float(n),)),), metric=metric) for n, metric in enumerate(metrics, start=1))
     )

@@ -14,7 +14,7 @@ from engine.errors import DataError
 from engine.lm import chat
 from engine.lm.heads import ScalarHead
 from engine.lm.packing import pack
-from engine.lm.supervised import of_conversation
+from engine.lm.supervised import cut, of_conversation
 
 Messages = list[dict[str, str]]
 
@@ -76,16 +76,8 @@ def in_tokens(tokenizer: Any, preferences: Sequence[Written], *, longest: int, m
 
 def parts(pairs: Sequence[Pair], most_tokens: int) -> Iterator[list[int]]:
     """Indices of the pairs, in parts of at most so many tokens (or of one pair); prompts alike are neighbours."""
-    part: list[int] = []
-    held = 0
-    for index in sorted(range(len(pairs)), key=lambda i: pairs[i].prompt):
-        if part and held + pairs[index].length > most_tokens:
-            yield part
-            part, held = [], 0
-        part.append(index)
-        held += pairs[index].length
-    if part:
-        yield part
+    order = sorted(range(len(pairs)), key=lambda i: pairs[i].prompt)
+    return cut(order, [pair.length for pair in pairs], most_tokens)
 
 
 def rewards(head: ScalarHead, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from engine.errors import DataError, SpecError
-from engine.functions.client import FunctionHost
 from engine.lm.heads import ScalarHead, new_head
 from engine.lm.policy import Policy
 from engine.methods import registry
@@ -25,9 +22,8 @@ from engine.methods.reward import stages
 from engine.methods.reward.config import Reward
 from engine.methods.reward.pairs import Pair, all_rewards, in_tokens, parts, rewards, written
 from engine.methods.reward.stages import pair_loss
-from engine.runtime.context import Stopped
-from engine.runtime.local import LocalContext
 from engine.spec.load import load
+from tests.methods.conftest import Stage, weights, whole_and_in_parts
 
 ITEMS = [
     {"prompt": "Say a word.", "chosen": "word", "rejected": "sentence", "margin": 1.5},
@@ -36,35 +32,10 @@ ITEMS = [
 ]
 DATASET = {"main_prompt": "", "system_prompt": "", "items": ITEMS, "splits": {"heldout": ITEMS[:2]}}
 SMALL = {"steps": 6, "batch_size": 2, "lr": 3e-3, "checkpoint_every": 1, "warmup": 0.2}
-Make = Callable[..., LocalContext]
 
 
 def algorithm(**changes: Any) -> dict[str, Any]:
     return Reward.model_validate(SMALL | changes).model_dump(mode="json")
-
-
-@pytest.fixture
-def stage(model_dir: Path, functions: FunctionHost, tmp_path: Path) -> Make:
-    made = 0
-
-    def make(config: dict[str, Any], *, name: str = "train", **inputs: Path) -> LocalContext:
-        nonlocal made
-        made += 1
-        return LocalContext(
-            {
-                "dataset": DATASET,
-                "algorithm": config,
-                "model": {"lora": None},
-                "evaluation": {"every": 2, "runs_per_item": 1, "splits": None},
-            },
-            11,
-            tmp_path / f"{name}-{made}",
-            inputs={"model": model_dir, **inputs},
-            functions=functions,
-            checkpoint_dir=tmp_path / f"{name}.checkpoints",
-        )
-
-    return make
 
 
 @pytest.fixture
@@ -80,10 +51,6 @@ def head(model_dir: Path, policy: Policy) -> ScalarHead:
 def pairs(head: ScalarHead) -> list[Pair]:
     found = in_tokens(head.tokenizer, written(DATASET)["train"], longest=1000, margins=True)
     return [pair for pair in found if pair is not None]
-
-
-def weights(folder: Path) -> list[str]:
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.safetensors"))]
 
 
 def test_the_loss_by_hand() -> None:
@@ -140,26 +107,18 @@ def test_a_preference_whose_difference_is_cut_off_is_left_out(head: ScalarHead, 
     assert found[:2] == [None, None]
 
 
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(stage: Make) -> None:
-    whole = stage(algorithm(), name="whole")
-    stages.train(whole)
-    part = stage(algorithm(), name="parts")
-    part.request_stop()
-    for _ in range(3):
-        with pytest.raises(Stopped):
-            stages.train(part)
-    last = stage(algorithm(), name="parts")
-    stages.train(last)
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(stage: Stage) -> None:
+    whole, last = whole_and_in_parts(stage, stages.train, algorithm(), dataset=DATASET)
 
     assert weights(last.output_dir) == weights(whole.output_dir)
     saved = AutoModelForSequenceClassification.from_pretrained(last.output_dir / "best" / "reward")
     assert saved.config.num_labels == 1
 
 
-def test_it_learns_what_was_preferred(stage: Make) -> None:
-    trained = stage(algorithm(steps=30), name="train")
+def test_it_learns_what_was_preferred(stage: Stage) -> None:
+    trained = stage(algorithm(steps=30), name="train", dataset=DATASET)
     stages.train(trained)
-    ctx = stage(algorithm(steps=30), name="evaluate", train=trained.output_dir)
+    ctx = stage(algorithm(steps=30), name="evaluate", dataset=DATASET, train=trained.output_dir)
     stages.evaluate(ctx)
     assert dict(trained.curve("accuracy"))[0] == 0.5  # a new head says 0 to everything
     table = json.loads((ctx.output_dir / "accuracies.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from engine.methods.sft import stages
 from engine.methods.sft.config import SFT
 from engine.methods.sft.examples import conversations
 from engine.methods.supervised.course import Schedule
-from engine.runtime.context import Stopped
 from engine.spec.load import load
 from tests.conftest import SHARED_DATA
+from tests.methods.conftest import weights, whole_and_in_parts
 
 SMALL = {"steps": 6, "batch_size": 1, "lr": 3e-3, "checkpoint_every": 1, "warmup": 0.2}
 TALK = {"messages": [{"role": "user", "content": "Say a word."}, {"role": "assistant", "content": "word"}]}
@@ -26,10 +25,6 @@ TALK = {"messages": [{"role": "user", "content": "Say a word."}, {"role": "assis
 
 def algorithm(**changes: Any) -> dict[str, Any]:
     return SFT.model_validate(SMALL | changes).model_dump(mode="json")
-
-
-def weights(folder: Path) -> list[str]:
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.safetensors"))]
 
 
 def test_every_conversation_is_learnt_once_an_epoch() -> None:
@@ -44,15 +39,7 @@ def test_every_conversation_is_learnt_once_an_epoch() -> None:
 
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(stage: Any) -> None:
-    whole = stage(algorithm(), name="whole")
-    stages.train(whole)
-    part = stage(algorithm(), name="parts")
-    part.request_stop()
-    for _ in range(3):
-        with pytest.raises(Stopped):
-            stages.train(part)
-    last = stage(algorithm(), name="parts")
-    stages.train(last)
+    whole, last = whole_and_in_parts(stage, stages.train, algorithm())
 
     assert weights(last.output_dir) == weights(whole.output_dir)
     assert AutoModelForCausalLM.from_pretrained(last.output_dir / "best" / "policy") is not None
