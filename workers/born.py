@@ -80,23 +80,23 @@ def _carry_out(request: Mapping[str, Any], line: socket.socket | None) -> int:
     """One stage after the other, as long as they leave no trace; the exit code."""
     from workers import stage_process
 
-    before, code = None, 0
-    for _ in range(_MOST):
+    before, carried_out = None, 0
+    while True:
         _open_log(request["log"])
         os.environ[MARK] = request["spawn"]
         if line is not None and before is None:
             before = Traces.now()
         code = stage_process.main(Path(request["task"]))
-        if line is None or code != 0 or Traces.now() != before:
-            break
+        carried_out += 1
+        if line is None or code != 0 or carried_out == _MOST or Traces.now() != before:
+            return code
         sys.stdout.flush()
         sys.stderr.flush()
         wire.send(line, {"done": request["spawn"]})
         following = wire.receive(line)
         if following is None:
-            break
+            return code
         request = following
-    return code
 
 
 def _close_all_but(line: socket.socket | None) -> socket.socket | None:

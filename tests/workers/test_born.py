@@ -92,6 +92,16 @@ def test_stages_of_a_run_share_a_process_and_nothing_else(db: Database, patient:
             assert (attempt.status, attempt.pid) == ("succeeded", pids(db, run)[0])
 
 
+def test_a_process_serves_no_more_than_so_many_stages(db: Database, patient: Deps) -> None:
+    run = submit(db, *({"number": number} for number in range(102)))
+    carry_out(db, run, patient)
+    with db.read() as session:
+        found = [stages.attempts(session, StageId(stage.id)) for stage in stages.for_run(session, RunId(run.id))]
+    assert [[attempt.status for attempt in attempts] for attempts in found] == [["succeeded"]] * 102
+    assert [attempt.pid for (attempt,) in found[:100]] == [found[0][0].pid] * 100
+    assert found[100][0].pid == found[101][0].pid != found[0][0].pid
+
+
 def test_other_stages_have_processes_of_their_own(db: Database, patient: Deps) -> None:
     run = submit(db, {"number": 1}, {"number": 2}, light=False)
     carry_out(db, run, patient)
