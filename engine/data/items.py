@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.data import csv_file, hub, json_file, jsonl_file, parquet_file, yaml_file
+from engine.data.conversations import messages
 from engine.data.rows import Reader, Row
 from engine.errors import DataError
-from engine.spec.dataset import SUFFIXES, Message
+from engine.spec.dataset import SUFFIXES
 
-_ROLES = ("system", "user", "assistant")
 _PREFERENCE = ("chosen", "rejected")
 READERS: Mapping[str, Reader] = {
     "yaml": yaml_file.read,
@@ -78,31 +78,13 @@ def _hub_rows(source: Mapping[str, Any]) -> Iterator[Row]:
     )
 
 
-def _conversation(row: Row, column: str) -> dict[str, Any]:
-    """A row that holds a written conversation. Raises DataError where it is none."""
-    said = row.values[column]
-    if not isinstance(said, list) or not said:
-        raise DataError(f"{row.place}: {column!r} is not a list of messages")
-    for number, message in enumerate(said, 1):
-        place = f"{row.place}: message {number} of {column!r}"
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise DataError(f"{place} needs a `role` and a `content`")
-        if message["role"] not in _ROLES:
-            close = get_close_matches(str(message["role"]), _ROLES, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_ROLES)}"
-            raise DataError(f"{place} is said by {message['role']!r:.40}; {hint}")
-        if not isinstance(message["content"], str):
-            raise DataError(f"{place}: its content is {message['content']!r:.60}, not text")
-    rest = {name: value for name, value in row.values.items() if name != column}
-    messages = tuple(Message(role=message["role"], content=message["content"]) for message in said)
-    return {"messages": messages, **({"columns": rest} if rest else {})}
-
-
 def _mapped(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     """The row under our names; what no name takes stays under its own in `columns`."""
     written = columns.get("messages", "messages")
     if written in row.values and columns.get("prompt", "prompt") not in row.values:
-        return _conversation(row, written)
+        rest = {name: value for name, value in row.values.items() if name != written}
+        said = messages(row.values[written], f"{row.place}: column {written!r}")
+        return {"messages": said, **({"columns": rest} if rest else {})}
     names = _PREFERENCE if {columns.get(name, name) for name in _PREFERENCE} <= set(row.values) else ("answer",)
     theirs = {name: columns.get(name, name) for name in ("prompt", *names, *columns)}
     for name, column in theirs.items():

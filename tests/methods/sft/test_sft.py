@@ -91,9 +91,13 @@ def test_items_become_conversations() -> None:
     assert list(second) == TALK["messages"]  # as it is written: it has its own system message, or none
 
 
-def test_rows_of_a_file_become_conversations(tmp_path: Path) -> None:
+SHAREGPT = [{"from": "human", "value": "Say a word."}, {"from": "gpt", "value": "word"}]
+
+
+@pytest.mark.parametrize("said", [TALK["messages"], SHAREGPT], ids=["openai", "sharegpt"])
+def test_rows_of_a_file_become_conversations(tmp_path: Path, said: list[dict[str, str]]) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"conversations": TALK["messages"], "id": 7}) + "\n")
+    file.write_text(json.dumps({"conversations": said, "id": 7}) + "\n")
     source = {"file": str(file), "columns": {"messages": "conversations"}}
     found = conversations({"main_prompt": "", "system_prompt": "", "items": source, "splits": {}})
     assert list(found["train"][0]) == TALK["messages"]
@@ -102,8 +106,8 @@ def test_rows_of_a_file_become_conversations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": []}, "rows.jsonl:1: 'messages' is not a list of messages"),
-        ({"messages": [{"role": "user"}]}, "rows.jsonl:1: message 1 of 'messages' needs a `role` and a `content`"),
+        ({"messages": []}, "rows.jsonl:1: column 'messages' is not a list of messages"),
+        ({"messages": [{"role": "user"}]}, "rows.jsonl:1: column 'messages', message 1 needs a `role` and a `content`"),
         ({"messages": [{"role": "asistant", "content": ""}]}, "did you mean 'assistant'?"),
         ({"messages": [{"role": "user", "content": 3}]}, "its content is 3, not text"),
         ({"prompt": "One?", "answer": 1}, "train:1: sft learns to say the answer to a prompt, and 1 is not text"),
