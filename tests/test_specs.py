@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
+from engine.cli.models import with_models
 from engine.methods import registry
 from engine.methods.tiny import twin
 from engine.spec.load import load
@@ -35,6 +36,16 @@ def test_it_fits_the_schema_that_editors_complete_from(path: Path) -> None:
     if "extends" in raw:  # a layer alone is not a whole spec
         raw = load(path, [], methods=registry.configs()).resolved
     jsonschema.Draft7Validator(json_schema(registry.configs())).validate(raw)
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_where_its_model_leads_counts_in_its_plan(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    plan = registry.plan(load(path, [], methods=registry.configs()).experiment)
+
+    told = with_models(plan, str(tmp_path))
+
+    assert [stage.name for stage in told.stages if "model_content" in stage.extra] == ["model"]
 
 
 def test_every_method_has_a_shipped_spec() -> None:

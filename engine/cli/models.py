@@ -24,6 +24,8 @@ _SMALL = 4 << 20
 """Bytes up to which a model's file is hashed by its content."""
 PREFERRED = ("policy", "generator")
 """Which of a checkpoint's models is meant where it holds several."""
+PREPARES = ".prepare"
+"""How the kind of a stage ends that makes or resolves the spec's model."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,11 @@ def content(folder: Path) -> str:
 
 def _with_extra(plan: Plan, extra: Mapping[str, str]) -> Plan:
     """The plan whose models are told more about: it counts in their cache keys."""
-    stages = [
-        replace(stage, extra={**stage.extra, **extra}) if stage.kind == "lm.prepare" else stage for stage in plan.stages
-    ]
-    return replace(plan, stages=tuple(stages))
+    stages = tuple(
+        replace(stage, extra={**stage.extra, **extra}) if stage.kind.endswith(PREPARES) else stage
+        for stage in plan.stages
+    )
+    return replace(plan, stages=stages)
 
 
 def checkpoint(session: Session, run: Run, label: str) -> FoundCheckpoint:
