@@ -25,6 +25,7 @@ from engine.cli import (
     database,
     doctor,
     evaluating,
+    exporting,
     logs,
     queue,
     reading,
@@ -48,7 +49,7 @@ app = QuickTyper(
     epilog="A handle is a run's name (best-lang-1), a unique prefix of it, or @last.",
 )
 # In the order in which one meets them.
-for module in (authoring, submitting, reading, logs, samples, control, evaluating, comparing, verifying):
+for module in (authoring, submitting, reading, logs, samples, control, evaluating, comparing, exporting, verifying):
     module.register(app)
 for module in (specs, worker, queue, collecting, database, doctor, dashboard):
     module.register(app)

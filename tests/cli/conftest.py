@@ -28,6 +28,7 @@ SPEC = {
     "seed": 0,
     "dataset": {"items": [{"prompt": "Which?", "answer": "Rust"}], "main_prompt": "", "system_prompt": ""},
     "algorithm": {"name": "archer", "iterations": 40},
+    "model": {"name": "scratch:llama-nano"},
 }
 
 
