@@ -18,8 +18,7 @@ from sqlalchemy.orm import Session
 from dashboard.queries import RunDetail
 from dashboard.wording import AXES
 from engine.compare.report import Evaluated, Subject
-from engine.store import checkpoints, evaluations, events, metrics, stages
-from engine.store.listing import LEADING
+from engine.store import checkpoints, evaluations, events, listing, metrics, stages
 from engine.store.tables import RunId, StageId, Worker
 
 TAIL_BYTES = 64 * 1024
@@ -161,7 +160,7 @@ def evaluations_of(session: Session, run_id: RunId) -> list[EvaluationRow]:
 
 def leading(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     """Those that stand for the run in a list: of its leading metric, on `train` or else the first split by name."""
-    metric = next((name for name in LEADING if any(row.metric == name for row in rows)), None)
+    metric = listing.leading(row.metric for row in rows)
     scores = [row for row in rows if row.metric == metric]
     splits = {row.split for row in scores}
     split = "train" if "train" in splits else min(splits, default="")

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from engine.errors import NotFound
 from engine.store import certificates, handles, listing, runs, specs, spent, stages
-from engine.store.listing import LEADING, RunSummary
+from engine.store.listing import LEADING, RunSummary, leading
 from engine.store.names import handle_name
 from engine.store.spent import Timed, Times
 from engine.store.tables import Attempt, Evaluation, Run, RunId, Stage, StageId, StageInput
@@ -293,5 +293,5 @@ def _scores(session: Session, run_ids: Sequence[RunId]) -> dict[RunId, list[floa
     found: dict[RunId, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for run_id, metric, split, mean in session.execute(rows):
         found[RunId(run_id)][metric][split].append(mean)
-    leading = {run_id: metrics[min(metrics, key=LEADING.index)] for run_id, metrics in found.items()}
-    return {run_id: splits["train"] if "train" in splits else splits[min(splits)] for run_id, splits in leading.items()}
+    chosen = {run_id: metrics[leading(metrics) or LEADING[0]] for run_id, metrics in found.items()}
+    return {run_id: splits["train"] if "train" in splits else splits[min(splits)] for run_id, splits in chosen.items()}

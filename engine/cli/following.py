@@ -39,13 +39,13 @@ class Followed:
 def snapshot(db: Database, run_id: RunId) -> Snapshot:
     """The run as it stands now."""
     from engine.store import evaluations, runs, stages
-    from engine.store.listing import LEADING
+    from engine.store.listing import leading
 
     with db.read() as session:
         run = runs.get(session, run_id)
         found = stages.for_run(session, run_id)
         rows = evaluations.of_run(session, run_id)
-        metric = next((name for name in LEADING if any(row.metric == name for row in rows)), "")
+        metric = leading(row.metric for row in rows)
         scores = [row for row in rows if row.metric == metric]
         return Snapshot(
             handle=run.handle,

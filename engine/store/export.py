@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from engine.store.tables import Evaluation, Metric, RunId, Sample, Series, Stage
+from engine.store import metrics as store
+from engine.store.tables import Evaluation, Metric, RunId, Sample, Stage
 
 Row = dict[str, Any]
 _AT_ONCE = 10_000
@@ -17,17 +18,11 @@ _AT_ONCE = 10_000
 
 def metrics(session: Session, run_id: RunId) -> Iterator[Row]:
     """Every point: of each stage in plan order, of each key by step. A value that was not finite is None."""
-    found = session.execute(
-        select(Stage.name, Series.key, Series.id)
-        .join(Stage, Stage.id == Series.stage_id)
-        .where(Series.run_id == run_id)
-        .order_by(Stage.position, Series.key)
-    ).all()
-    for stage, key, series in found:
-        points = select(Metric.step, Metric.value, Metric.time).where(Metric.series_id == series).order_by(Metric.step)
+    for info in store.series(session, run_id):
+        points = select(Metric.step, Metric.value, Metric.time).where(Metric.series_id == info.id).order_by(Metric.step)
         for step, value, time in session.execute(points.execution_options(yield_per=_AT_ONCE)):
             at = datetime.fromtimestamp(time, UTC)
-            yield {"stage": stage, "key": key, "step": step, "value": value, "time": at}
+            yield {"stage": info.stage, "key": info.key, "step": step, "value": value, "time": at}
 
 
 def evaluations(session: Session, run_id: RunId) -> Iterator[Row]:

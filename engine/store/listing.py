@@ -6,7 +6,7 @@ would take half as long again. A test holds them, and the states below, to the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 LEADING = ("score", "accuracy", "logp")
 """Which evaluation metric stands for a run in a list: the first of these that it has. More of each is better."""
+
+
 SUCCEEDED = "succeeded"
 BY_INTEREST = ("failed", "running", "ready", "cancelled", "waiting")
 """The other states of a stage, the one that says most about its run first."""
@@ -222,6 +224,11 @@ def _part(row: _StageRow) -> float:
     return min(1.0, max(0.0, row.done / row.total)) if row.total > 0 else 0.0
 
 
+def leading(metrics: Iterable[str]) -> str | None:
+    """The one of these metrics that stands for their run; None where none does."""
+    return min((name for name in metrics if name in LEADING), key=LEADING.index, default=None)
+
+
 def _add_scores(session: Session | Connection, summaries: dict[UUID, RunSummary]) -> None:
     """First, best and last mean of the leading metric, on `train` or else the first split by name."""
     curves: dict[UUID, dict[str, dict[str, list[float]]]] = {}
@@ -233,7 +240,7 @@ def _add_scores(session: Session | Connection, summaries: dict[UUID, RunSummary]
     for run_id, metric, split, mean in rows:
         curves.setdefault(run_id, {}).setdefault(metric, {}).setdefault(split, []).append(mean)
     for run_id, metrics in curves.items():
-        splits = metrics[min(metrics, key=LEADING.index)]
+        splits = metrics[leading(metrics) or LEADING[0]]
         split = "train" if "train" in splits else min(splits)
         means = splits[split]
         summaries[run_id] = replace(
