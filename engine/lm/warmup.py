@@ -93,6 +93,8 @@ def train_scratch(
     Without a warm-up the tokenizer knows the prompts and the weights stay random.
     """
     scratch.preset(preset)
+    if warmup is not None and not tasks:
+        raise SpecError("model.warmup needs items that begin with a `prompt`: written conversations are learnt by sft")
     draft = scratch.train_tokenizer([], 0)  # knows the chat template, which is all that rendering needs
     opening = {task.user: chat.opening_text(draft, system, task.user) for task in tasks}
     read: list[Conversation] = []

@@ -6,7 +6,7 @@ and run by `engine.functions`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -171,3 +171,13 @@ class Dataset(SpecModel):
     def split_names(self) -> tuple[str, ...]:
         """`train`, and the names under `splits`."""
         return (TRAIN, *self.splits)
+
+    def inline_items(self) -> Iterator[tuple[str, Item]]:
+        """Every item that is written out, with its place in the spec."""
+        places = {
+            "dataset.items": self.items,
+            **{f"dataset.splits.{name}": found for name, found in self.splits.items()},
+        }
+        for place, items in places.items():
+            if isinstance(items, tuple):
+                yield from ((f"{place}.{number}", item) for number, item in enumerate(items))

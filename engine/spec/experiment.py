@@ -143,16 +143,9 @@ def inconsistencies(experiment: Experiment) -> Iterator[tuple[str, str]]:
         if getattr(dataset, name) is None:
             yield "dataset", f"{method} needs dataset.{name}: add it"
     if not getattr(experiment.algorithm, "takes_messages", False):
-        for place, items in (
-            ("items", dataset.items),
-            *((f"splits.{n}", found) for n, found in dataset.splits.items()),
-        ):
-            for number, item in enumerate(items if isinstance(items, tuple) else ()):
-                if item.messages is not None:
-                    yield (
-                        f"dataset.{place}.{number}",
-                        f"{method} begins with a `prompt`: it learns from no conversation",
-                    )
+        for place, item in dataset.inline_items():
+            if item.messages is not None:
+                yield place, f"{method} begins with a `prompt`: it learns from no conversation"
     refuses = getattr(experiment.algorithm, "refuses", None)
     if refuses is not None:
         yield from refuses(dataset)

@@ -269,3 +269,10 @@ def test_items_that_are_elsewhere_must_be_handed_in(tmp_path):
 def test_replies_can_only_be_learnt_where_there_are_any():
     with pytest.raises(ValueError, match="nobody replies"):
         Warmup(template="Rust", learn="conversation")
+
+
+def test_a_warmup_without_prompts_is_refused(tmp_path):
+    ctx = LocalContext(config(steps=1), 0, tmp_path / "model")
+
+    with pytest.raises(SpecError, match="begin with a `prompt`"):
+        prepare(ctx, [])

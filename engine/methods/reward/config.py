@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from engine.methods.supervised.config import Training, inline_items
+from engine.methods.supervised.config import Training
 from engine.spec.dataset import Dataset
 
 
@@ -17,7 +17,6 @@ class Reward(Training):
     An item is a `prompt` with a `chosen` and a `rejected` answer. Iterations are optimiser steps.
     """
 
-    takes_preferences: ClassVar[bool] = True
     name: Literal["reward"] = "reward"
     margins: bool = True
     """Whether the reward of the better answer has to be larger by an item's `margin`, where it has one."""
@@ -27,6 +26,6 @@ class Reward(Training):
     def refuses(self, dataset: Dataset) -> Iterator[tuple[str, str]]:
         """Items without a preference."""
         yield from super().refuses(dataset)
-        for place, item in inline_items(dataset):
+        for place, item in dataset.inline_items():
             if item.chosen is None:
                 yield place, "reward learns from preferences: the item needs `chosen` and `rejected`"

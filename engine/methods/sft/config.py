@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from engine.methods.dialogue.config import Episodes
-from engine.methods.supervised.config import Training, inline_items
+from engine.methods.supervised.config import Training
 from engine.spec.dataset import Dataset
 
 
@@ -26,7 +26,7 @@ class SFT(Training):
     def refuses(self, dataset: Dataset) -> Iterator[tuple[str, str]]:
         """What cannot be learnt from, or be scored."""
         yield from super().refuses(dataset)
-        for place, item in inline_items(dataset):
+        for place, item in dataset.inline_items():
             if item.messages is None and not isinstance(item.answer, str):
                 yield place, "sft learns to say the answer to a prompt: it has to be text"
             if item.messages is not None and dataset.score_fn is not None:

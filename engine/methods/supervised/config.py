@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from engine.spec.base import SpecModel
-from engine.spec.dataset import Dataset, Item
+from engine.spec.dataset import Dataset
 
 
 class Training(SpecModel):
@@ -44,12 +44,3 @@ class Training(SpecModel):
         if self.best_by is not None and self.best_by not in dataset.split_names:
             names = ", ".join(dataset.split_names)
             yield "algorithm.best_by", f"the dataset has no split called {self.best_by!r}. There are {names}"
-
-
-def inline_items(dataset: Dataset) -> Iterator[tuple[str, Item]]:
-    """Every item that is written out, with its place in the spec."""
-    for split in dataset.split_names:
-        place = "dataset.items" if split == dataset.split_names[0] else f"dataset.splits.{split}"
-        items = dataset.items if split == dataset.split_names[0] else dataset.splits[split]
-        if isinstance(items, tuple):
-            yield from ((f"{place}.{number}", item) for number, item in enumerate(items))
