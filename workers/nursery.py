@@ -1,4 +1,4 @@
-"""The warm parent of stage processes: it has imported torch, and forks one child per attempt in milliseconds.
+"""The warm parent of stage processes: it has imported torch, and forks them in milliseconds.
 
 Run as `python -m workers.nursery FD FOLDER ALONE_S GRACE_S REST_S KIND`. A `light` one has not imported torch: so
 much less memory to share makes its children many times cheaper; and a child whose stage left nothing behind rests

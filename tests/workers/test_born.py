@@ -186,5 +186,6 @@ def test_nobody_rests_for_long(db: Database, deps: Deps, tmp_path: Path, until: 
         carry_out(db, run, replace(deps, children=children))
         (pid,) = pids(db, run)
         until(lambda: process_started(pid) is None)
+        assert all(nursery.process and nursery.process.poll() is None for nursery in children._own.values())
     finally:
         children.close()
