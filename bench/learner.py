@@ -33,7 +33,8 @@ from engine.lm.heads import ScalarHead
 from engine.lm.learner import Learner, LearnerSettings
 from engine.lm.policy import Policy
 from engine.lm.scratch import train_tokenizer
-from engine.lm.supervised import Example, completion_loss, parts
+from engine.lm.shares import cut
+from engine.lm.supervised import Example, completion_loss, quick_order
 from engine.methods.reward import pairs
 from engine.methods.reward.pairs import Pair
 from engine.methods.reward.stages import pair_loss
@@ -101,10 +102,11 @@ def ours(method: str, size: str, batches: Sequence[Sequence[Any]]) -> Iterator[T
     for batch in batches:
         began = time.perf_counter()
         if method == "sft":
-            cut, loss = parts(policy, batch, 8192), lambda chosen: completion_loss(policy, chosen)
+            order, loss = quick_order(policy, batch), lambda chosen: completion_loss(policy, chosen)
         else:
-            cut, loss = pairs.parts(batch, 8192), lambda chosen: pair_loss(head, chosen)
-        told = learner.step(loss, ([batch[index] for index in part] for part in cut))
+            order, loss = pairs.quick_order(batch), lambda chosen: pair_loss(head, chosen)
+        cut_up = cut(order, [one.length for one in batch], 8192)
+        told = learner.step(loss, ([batch[index] for index in part] for part in cut_up))
         yield Timed(told["loss"], time.perf_counter() - began)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from engine.store.processes import die_with
 from workers import trees, wire
 
 MARK = "RLX_ATTEMPT"
@@ -65,7 +66,7 @@ def live(request: Mapping[str, Any], nursery: int, line: socket.socket | None) -
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
-        trees.die_with(nursery)
+        die_with(nursery)
         line = _close_all_but(line)
         code = _carry_out(request, line)
     except BaseException:  # noqa: BLE001 - the process ends here, and its log says why

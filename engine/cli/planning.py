@@ -73,7 +73,8 @@ def needs(resources: Resources) -> str:
     if resources.slots != 1:
         parts.append(f"{resources.slots} slots")
     if resources.launcher != "single":
-        parts.append(resources.launcher)
+        how = f"zero {resources.zero}" if resources.launcher == "deepspeed" else resources.parallel
+        parts.append(f"{resources.launcher} ×{resources.ranks} ({how})")
     if resources.queue != "default":
         parts.append(f"queue {resources.queue}")
     if resources.timeout_s is not None:

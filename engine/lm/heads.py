@@ -7,7 +7,7 @@ method's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,12 @@ class ScalarHead(nn.Module):
         """What an optimiser may change."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def save(self, folder: Path) -> None:
-        """Write a Hugging Face directory: full weights, or the PEFT adapter with the head; always the tokenizer."""
-        self.model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write a Hugging Face directory: full weights, or the PEFT adapter with the head; always the tokenizer.
+
+        `weights` is the state dict of a model whose own lies in shards.
+        """
+        self.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)
 
 

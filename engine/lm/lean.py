@@ -8,6 +8,7 @@ exactly it does not support, and `supports` says so.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,6 +79,18 @@ def projections(base: Any) -> list[nn.Module]:
     return found
 
 
+@dataclass(frozen=True)
+class _Sight:
+    """What a layer's tokens look at, and from where."""
+
+    heads: int
+    kv_heads: int
+    rotation: Tensor
+    who: Attention
+    nodes: Tensor | None
+    """In the last layer the tokens that are wanted: nothing above reads the others."""
+
+
 def hidden(model: nn.Module, pack: Pack) -> Tensor:
     """Final hidden states (after the last norm) at `pack.nodes`: [W, D], differentiable."""
     decoder = unwrap(model).model
@@ -85,20 +98,45 @@ def hidden(model: nn.Module, pack: Pack) -> Tensor:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     x = decoder.embed_tokens(pack.ids)
     rotation = rotations(decoder.rotary_emb, pack.depth)
+    below = _Sight(heads, kv_heads, rotation, pack.full, None)
+    last = _Sight(heads, kv_heads, rotation, pack.final, pack.nodes)
     final = len(decoder.layers) - 1
     for i, layer in enumerate(decoder.layers):
-        attention = layer.self_attn
-        h = norm(layer.input_layernorm, x)
-        key = rotate(attention.k_proj(h).view(len(h), kv_heads, -1), rotation)
-        value = attention.v_proj(h).view(len(h), kv_heads, -1)
-        who = pack.full
-        if i == final:  # nothing above reads the other tokens
-            x, h, rotation = (t.index_select(0, pack.nodes) for t in (x, h, rotation))
-            who = pack.final
-        query = rotate(attention.q_proj(h).view(len(h), heads, -1), rotation)
-        x = x + attention.o_proj(attend(query, key, value, who, attention.scaling))
-        x = _feed_forward(layer, x)
+        sight = last if i == final else below
+        x = layer(x, sight) if isinstance(layer.forward, _Either) else _through(layer, x, sight)
     return norm(decoder.norm, x)
+
+
+def adopt(model: nn.Module) -> None:
+    """Have `hidden` go through each layer's own call, for the sake of what hooks it: shards and checkpoints."""
+    for layer in unwrap(model).model.layers:
+        if not isinstance(layer.forward, _Either):
+            layer.forward = _Either(layer)
+
+
+class _Either:
+    """A layer's forward: ours where `hidden` calls it, else its own."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer, self._own = layer, layer.forward
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], _Sight):
+            return _through(self._layer, x, args[0])
+        return self._own(x, *args, **kwargs)
+
+
+def _through(layer: Any, x: Tensor, sight: _Sight) -> Tensor:
+    """One layer."""
+    attention, rotation = layer.self_attn, sight.rotation
+    h = norm(layer.input_layernorm, x)
+    key = rotate(attention.k_proj(h).view(len(h), sight.kv_heads, -1), rotation)
+    value = attention.v_proj(h).view(len(h), sight.kv_heads, -1)
+    if sight.nodes is not None:
+        x, h, rotation = (t.index_select(0, sight.nodes) for t in (x, h, rotation))
+    query = rotate(attention.q_proj(h).view(len(h), sight.heads, -1), rotation)
+    x = x + attention.o_proj(attend(query, key, value, sight.who, attention.scaling))
+    return _feed_forward(layer, x)
 
 
 def rotations(rotary: Any, positions: Tensor) -> Tensor:

@@ -100,9 +100,12 @@ class Policy:
         """What an optimiser may change."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def save(self, folder: Path) -> None:
-        """Write a Hugging Face directory: full weights, or the PEFT adapter where there is one; and the tokenizer."""
-        self.model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write a Hugging Face directory: full weights, or the PEFT adapter where there is one; and the tokenizer.
+
+        `weights` is the state dict of a model whose own lies in shards.
+        """
+        self.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)
 
 

@@ -5,7 +5,7 @@ Where examples come from, and in which order they are learnt, is for the callers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from engine.lm.learner import LossOutput
 from engine.lm.logprobs import token_logps
 from engine.lm.packing import pack
 from engine.lm.policy import Policy
+from engine.lm.shares import HERE, Across, Part, everywhere
 
 
 @dataclass(frozen=True)
@@ -78,40 +79,26 @@ def _turn(tokenizer: Any, ids: Sequence[int], *, last: bool) -> list[bool]:
     return [True] * (len(ids) + (last and tokenizer.eos_token_id is not None))
 
 
-def parts(policy: Policy, examples: Sequence[Example], most_tokens: int) -> Iterator[list[int]]:
-    """Indices of the examples, in parts of at most so many tokens (or of one example) that are quick to compute.
+def quick_order(policy: Policy, examples: Sequence[Example]) -> list[int]:
+    """Indices of the examples, in an order in which neighbours are quick to compute at once.
 
     Beginnings in common are computed once where the model can do that, so these are neighbours; elsewhere rows are
     padded, and neighbours are of one length.
     """
     shares = lean.supports(policy.model)
-    order = sorted(range(len(examples)), key=lambda i: examples[i].prompt if shares else examples[i].length)
-    return cut(order, [example.length for example in examples], most_tokens)
+    return sorted(range(len(examples)), key=lambda i: examples[i].prompt if shares else examples[i].length)
 
 
-def cut(order: Iterable[int], lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
-    """These indices in order, in parts whose lengths add up to at most so many tokens, or of a single one."""
-    part: list[int] = []
-    held = 0
-    for index in order:
-        if part and held + lengths[index] > most_tokens:
-            yield part
-            part, held = [], 0
-        part.append(index)
-        held += lengths[index]
-    if part:
-        yield part
-
-
-def mean_logps(policy: Policy, examples: Sequence[Example], most_tokens: int) -> list[float]:
+def mean_logps(policy: Policy, examples: Sequence[Example], most_tokens: int, across: Across = HERE) -> list[float]:
     """For each example the mean log-probability of its learnt tokens, in nats. Without gradients."""
-    means = [0.0] * len(examples)
-    with torch.no_grad():
-        for part in parts(policy, examples, most_tokens):
-            logps = iter(torch.split(*_learnt(policy, [examples[index] for index in part])))
-            for index in part:
-                means[index] = float(next(logps).mean())
-    return means
+
+    def means(part: Part) -> torch.Tensor:
+        logps, counts = _learnt(policy, [examples[index] for index in part])
+        return torch.stack([each.mean() for each in torch.split(logps, counts)])
+
+    lengths = [example.length for example in examples]
+    found: list[float] = everywhere(means, quick_order(policy, examples), lengths, most_tokens, across).tolist()
+    return found
 
 
 def completion_loss(policy: Policy, examples: Sequence[Example]) -> LossOutput:

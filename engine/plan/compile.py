@@ -15,6 +15,7 @@ from engine.errors import Problem, SpecError
 from engine.plan.graph import ordered
 from engine.plan.stage import Plan, Resources, Stage
 from engine.spec.experiment import Experiment
+from engine.spec.hardware import StageHardware
 
 # What the engine itself acts on: no stage needs to read these for them to have an effect.
 READ_BY_ENGINE = ("version", "name", "description", "seed", "hardware", "retries", "priority", "tags", "notes", "sweep")
@@ -28,7 +29,7 @@ def compile_plan(experiment: Experiment, stages: Sequence[Stage], set_paths: Col
     """
     resolved = experiment.model_dump(mode="json")
     plan = ordered(stages)
-    problems = _unread(set_paths, plan) + _unknown_stages(experiment, plan)
+    problems = _unread(set_paths, plan) + _unknown_stages(experiment, plan) + _alone(experiment, plan)
     if problems:
         raise SpecError(problems)
     return Plan(
@@ -83,28 +84,63 @@ def _unknown_stages(experiment: Experiment, stages: Sequence[Stage]) -> list[Pro
     return problems
 
 
+def _alone(experiment: Experiment, stages: Sequence[Stage]) -> list[Problem]:
+    """A launcher of several processes, for stages that run in one."""
+    hardware, distributed = experiment.hardware, [stage.name for stage in stages if stage.distributed]
+    found = []
+    if hardware.launcher != "single" and not distributed:
+        method = getattr(experiment.algorithm, "name", "this method")
+        found.append(
+            Problem(f"every stage of {method} runs in one process: remove it, and take one GPU", "hardware.launcher")
+        )
+    for stage in stages:
+        own = hardware.stages.get(stage.name)
+        if (
+            own is not None
+            and own.launcher != "single"
+            and "launcher" in own.model_fields_set
+            and not stage.distributed
+        ):
+            some = f"Those that run in several are {', '.join(distributed)}. " if distributed else ""
+            found.append(
+                Problem(
+                    f"the stage {stage.name!r} runs in one process. {some}Remove it",
+                    f"hardware.stages.{stage.name}.launcher",
+                )
+            )
+    return found
+
+
 def _resources(experiment: Experiment, stage: Stage) -> Resources:
     """What the planner fixed, else the spec's hardware; then the spec's word on this stage."""
     hardware = experiment.hardware
     resources = stage.resources
     light = resources.light
     if resources == Resources(light=light):
-        resources = Resources(
-            gpus=0 if light else hardware.gpus,
-            queue=hardware.queue,
-            timeout_s=hardware.timeout,
-            stall_timeout_s=hardware.stall_timeout,
-            launcher="single" if light else hardware.launcher,
-            device="cpu" if light else hardware.device,
-            precision=hardware.precision,
-            threads=hardware.threads,
-            light=light,
-        )
+        resources = _in_one(replace(Resources(light=light), **_words(hardware, StageHardware.model_fields)), stage)
+        if light:
+            resources = replace(resources, gpus=0, device="cpu")
     override = hardware.stages.get(stage.name)
-    if override is None:
+    return resources if override is None else replace(resources, **_words(override, override.model_fields_set))
+
+
+def _in_one(resources: Resources, stage: Stage) -> Resources:
+    """The same for a stage whose code runs in one process, where the run's others run in several."""
+    if stage.distributed or resources.launcher == "single":
         return resources
-    changes = {key: getattr(override, key) for key in override.model_fields_set}
-    for key in ("timeout", "stall_timeout"):
-        if key in changes:
-            changes[f"{key}_s"] = changes.pop(key)
-    return replace(resources, **changes)
+    alone = Resources()
+    return replace(
+        resources,
+        launcher=alone.launcher,
+        processes=alone.processes,
+        parallel=alone.parallel,
+        zero=alone.zero,
+        offload=alone.offload,
+        gpus=min(resources.gpus, 1),
+    )
+
+
+def _words(hardware: StageHardware, keys: Collection[str]) -> dict[str, Any]:
+    """What a block of hardware says, as fields of `Resources`."""
+    said = {key: getattr(hardware, key) for key in keys}
+    return {f"{key}_s" if key in ("timeout", "stall_timeout") else key: value for key, value in said.items()}

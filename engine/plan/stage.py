@@ -45,6 +45,11 @@ class Resources:
     stall_timeout_s: float | None = 1800.0
     """Longest without a sign of life."""
     launcher: str = "single"
+    processes: int | None = None
+    parallel: str = "ddp"
+    zero: int = 2
+    offload: str = "none"
+    checkpoint_activations: bool = False
     device: str = "auto"
     precision: str = "auto"
     threads: int | None = None
@@ -52,6 +57,11 @@ class Resources:
     """It works without torch, and without a GPU: its process is forked from a small parent, for a fraction of the
     cost, and may have served another light stage of its run that left nothing behind. Torch can be imported all the
     same, for seconds. Said by the planner, not by the spec."""
+
+    @property
+    def ranks(self) -> int:
+        """How many processes the stage's code runs in."""
+        return 1 if self.launcher == "single" else (self.processes or self.gpus)
 
     @property
     def needs(self) -> Needs:
@@ -76,6 +86,8 @@ class Stage:
     """Raised by whoever changes what the stage computes, so that old artifacts stop matching."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
+    distributed: bool = False
+    """Its code can run in several processes at once, as `hardware.launcher` says; others run in one, on one GPU."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The parts of the resolved spec named by `reads`; filled in by `compile`."""
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -14,20 +14,26 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 from engine.runtime import autopsy
 from engine.runtime.context import Functions, StageContext, Stopped
 from engine.runtime.engine_context import EngineContext
+from engine.runtime.follower import FollowerContext
 from engine.runtime.interruption import Interruption
 from engine.runtime.late import once_imported
+from engine.runtime.ranks import RankFailed, Ranks
 from engine.runtime.seeds import derive, same_bits_again, seed_numpy, seed_torch
 from engine.runtime.task import Task, device_names
+from engine.runtime.world import ALONE, World
 from engine.store.artifact_store import ArtifactStore
 from engine.store.stages import Outcome
 
 OpenFunctions = Callable[[Mapping[str, Any]], Functions]
 """Opens the user's functions that a stage's config holds."""
+Stage = Callable[[StageContext], None]
+"""A stage's code."""
 
 
 def run_stage(task: Task, open_functions: OpenFunctions) -> Outcome:
@@ -36,14 +42,19 @@ def run_stage(task: Task, open_functions: OpenFunctions) -> Outcome:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    ctx = None
+    ctx, ranks = None, None
     try:
         _prepare(task)
         stage = load_entry(task.claimed.entry)
         claimed = task.claimed
+        if claimed.resources.launcher != "single":
+            ranks = Ranks.start(task, partial(_follow, task, stage, open_functions))
         interruption = Interruption.of(os.environ, claimed.handle, claimed.name)
-        ctx = EngineContext(task, open_functions, stop, interruption=interruption)
+        world = ALONE if ranks is None else ranks.join()
+        ctx = EngineContext(task, open_functions, stop, interruption=interruption, world=world)
         stage(ctx)
+        if ranks is not None:
+            ranks.part()
         ctx.deliver()
         store = ArtifactStore(task.settings.artifact_url, task.settings.home / "cache")
         with ctx.spent("saving"):
@@ -53,17 +64,27 @@ def run_stage(task: Task, open_functions: OpenFunctions) -> Outcome:
         return _leave(ctx, Outcome.stopped())
     except BaseException as error:  # noqa: BLE001 - the outcome is how it is told
         traceback.print_exc()
-        return _leave(ctx, autopsy.of_exception(error))
+        own = error.outcome if isinstance(error, RankFailed) else autopsy.of_exception(error)
+        return _leave(ctx, own if ranks is None else ranks.blame(own))
     finally:
         if ctx is not None:
             ctx.close()
 
 
-def load_entry(entry: str) -> Callable[[StageContext], None]:
+def _follow(task: Task, stage: Stage, open_functions: OpenFunctions, world: World) -> None:
+    """Carry out the stage as another rank than the first."""
+    ctx = FollowerContext(task, open_functions, world)
+    try:
+        stage(ctx)
+    finally:
+        ctx.close()
+
+
+def load_entry(entry: str) -> Stage:
     """The function at `package.module:function`. Raises ImportError where there is none."""
     module, _, name = entry.partition(":")
     try:
-        return cast(Callable[[StageContext], None], getattr(importlib.import_module(module), name))
+        return cast(Stage, getattr(importlib.import_module(module), name))
     except AttributeError as error:
         raise ImportError(f"{module} has no function {name!r}") from error
 

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from engine.plan.stage import Resources
+from engine.runtime.world import World
+
 if TYPE_CHECKING:
     from engine.runtime.trace import Trace
 
@@ -131,6 +134,14 @@ class StageContext(Protocol):
     @property
     def device(self) -> str:
         """`cpu` or `cuda`; never a device that was not leased."""
+
+    @property
+    def resources(self) -> Resources:
+        """What the stage was given, and how it is to use it."""
+
+    @property
+    def world(self) -> World:
+        """The ranks that carry the stage out. All of them read `should_stop`, checkpoint and restore alike."""
 
     @property
     def inputs(self) -> Mapping[str, Path]:

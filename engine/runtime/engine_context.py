@@ -35,6 +35,7 @@ from engine.runtime.spool import Spool
 from engine.runtime.stopwatch import Readings, Stopwatch
 from engine.runtime.task import Task
 from engine.runtime.trace import Trace, TracedFunctions
+from engine.runtime.world import ALONE, World
 from engine.spec.secrets import resolve_secrets
 from engine.store import checkpoints, evaluations
 from engine.store.artifact_store import ArtifactStore
@@ -67,8 +68,10 @@ class EngineContext:
         *,
         retry_s: float = RETRY_S,
         interruption: Interruption | None = None,
+        world: World = ALONE,
     ) -> None:
         claimed = task.claimed
+        self.world, self.resources = world, claimed.resources
         self._task, self._claimed, self._stop, self._clock = task, claimed, stop, clock
         self._open_functions, self._retry_s = open_functions, retry_s
         self._shelf = Shelf(task.checkpoints, claimed.number)
@@ -111,7 +114,7 @@ class EngineContext:
     @property
     def should_stop(self) -> bool:
         """True once the stage was asked to stop, or a newer attempt has begun."""
-        return self._stop.is_set() or ("_delivery" in self.__dict__ and self._delivery.stale)
+        return self.world.agree(self._stop.is_set() or ("_delivery" in self.__dict__ and self._delivery.stale))
 
     def spent(self, activity: str) -> AbstractContextManager[None]:
         """What happens in the `with` block counts as `activity`, less what is counted otherwise within."""
@@ -170,6 +173,11 @@ class EngineContext:
 
     def restore(self) -> Restored | None:
         """The newest checkpoint that counts, or None. Raises ResumeError where it is damaged, or not to be found."""
+        restored = self._restore()
+        self.world.agree(None if restored is None else restored.path)
+        return restored
+
+    def _restore(self) -> Restored | None:
         if self._own is not None:
             self.trace.rewind(self._own.manifest.fingerprints, self._own.manifest.step)
             self._rewind_trace(self.trace.place)

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from engine.errors import SpecError
+from engine.plan.stage import Resources
 from engine.runtime import checkpoint, shelf
 from engine.runtime.context import Evaluation, Functions, Restored, Sample, SaveModel, State
 from engine.runtime.seeds import derive
 from engine.runtime.shelf import Shelf
 from engine.runtime.stopwatch import Stopwatch
 from engine.runtime.trace import Trace, TracedFunctions
+from engine.runtime.world import ALONE, World
 from engine.store.fingerprints import Fingerprint
 from engine.store.spent import Times
 
@@ -55,8 +57,11 @@ class LocalContext:
         *,
         extra: Mapping[str, Any] | None = None,
         services: Mapping[str, Any] | None = None,
+        resources: Resources | None = None,
         name: str = "stage",
     ) -> None:
+        self.world: World = ALONE
+        self.resources = resources or Resources()
         self.config, self.seed, self.device = config, seed, device
         self.extra: Mapping[str, Any] = extra or {}
         self.inputs: Mapping[str, Path] = inputs or {}

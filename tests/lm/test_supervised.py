@@ -10,7 +10,8 @@ import torch
 
 from engine.errors import DataError
 from engine.lm import chat
-from engine.lm.supervised import Example, completion_loss, mean_logps, of_conversation, parts
+from engine.lm.shares import cut
+from engine.lm.supervised import Example, completion_loss, mean_logps, of_conversation, quick_order
 
 
 def test_only_the_models_own_tokens_are_learnt(make_policy: Any) -> None:
@@ -127,11 +128,10 @@ def test_how_examples_are_cut_into_parts_changes_nothing(make_policy: Any, famil
     policy = make_policy(family)
     examples = conversations(policy)
 
-    cut = list(parts(policy, examples, most))
+    parts = list(cut(quick_order(policy, examples), [example.length for example in examples], most))
 
-    assert sorted(index for part in cut for index in part) == list(range(len(examples)))
-    assert all(len(part) == 1 or sum(examples[i].length for i in part) <= most for part in cut)
-    total = sum(completion_loss(policy, [examples[i] for i in part]).loss.item() for part in cut)
+    assert sorted(index for part in parts for index in part) == list(range(len(examples)))
+    total = sum(completion_loss(policy, [examples[i] for i in part]).loss.item() for part in parts)
     assert total == pytest.approx(sum(expected(policy, one).sum().item() * -1 for one in examples), rel=1e-5)
     means = mean_logps(policy, examples, most)
     assert means == pytest.approx([expected(policy, one).mean().item() for one in examples], rel=1e-5)

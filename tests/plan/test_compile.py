@@ -1,6 +1,7 @@
 """A stage gets what it reads and no more; a field that nobody reads is an error, not a silent nothing."""
 
 import json
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -66,12 +67,53 @@ def test_hardware_reaches_every_stage_and_gives_way_to_the_stages_own() -> None:
 
 def test_a_light_stage_gets_no_gpu_whatever_the_hardware() -> None:
     hardware = {"gpus": 2, "device": "cuda", "launcher": "torchrun", "timeout": "2h", "queue": "big"}
-    light = train(resources=Resources(light=True))
+    light = replace(train(resources=Resources(light=True)), name="light")
 
-    resources = compile_plan(experiment(hardware=hardware), [light]).stages[0].resources
+    plan = compile_plan(experiment(hardware=hardware), [light, train(distributed=True)])
 
+    resources = plan.stage("light").resources
     assert resources == Resources(device="cpu", timeout_s=7200.0, queue="big", light=True)
     assert resources.needs == Needs(slots=1)
+
+
+def test_a_launcher_of_several_processes_is_for_the_stages_that_can_and_one_gpu_is_enough_for_the_others() -> None:
+    hardware = {"gpus": 8, "launcher": "deepspeed", "zero": 3, "offload": "optimizer", "checkpoint_activations": True}
+    evaluate = Stage(name="evaluate", kind="toy.evaluate", run="m:g", reads=("evaluation",), inputs={"train": "train"})
+
+    plan = compile_plan(experiment(hardware=hardware), [train(distributed=True), evaluate])
+
+    trains, evaluates = plan.stage("train").resources, plan.stage("evaluate").resources
+    assert (trains.gpus, trains.launcher, trains.zero, trains.offload, trains.ranks) == (
+        8,
+        "deepspeed",
+        3,
+        "optimizer",
+        8,
+    )
+    assert trains.checkpoint_activations
+    assert evaluates == Resources(gpus=1, checkpoint_activations=True)
+    assert evaluates.ranks == 1
+
+
+def test_ranks_on_the_cpu_are_as_many_as_are_asked_for() -> None:
+    plan = compile_plan(experiment(hardware={"launcher": "torchrun", "processes": 2}), [train(distributed=True)])
+
+    assert plan.stage("train").resources.ranks == 2
+    assert plan.stage("train").resources.needs == Needs(slots=1)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "path"),
+    [
+        ({"launcher": "torchrun", "gpus": 2}, "hardware.launcher"),
+        ({"stages": {"train": {"launcher": "torchrun", "gpus": 2}}}, "hardware.stages.train.launcher"),
+    ],
+)
+def test_a_launcher_of_several_processes_for_code_that_runs_in_one(hardware: dict[str, Any], path: str) -> None:
+    with pytest.raises(SpecError, match="in one process") as caught:
+        compile_plan(experiment(hardware=hardware), [train()])
+
+    assert path in [problem.path for problem in caught.value.problems]
 
 
 def test_how_long_a_stage_may_stand_still_is_a_matter_of_the_stage() -> None:

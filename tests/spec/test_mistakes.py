@@ -216,10 +216,43 @@ def test_models(name: str, words: str, desk: Any, edited: Edit) -> None:
     assert {problem.path for problem in problems} <= {"model.name", "model.warmup"}
 
 
-def test_hardware_that_contradicts_itself(desk: Any, edited: Edit) -> None:
-    (problem,) = desk.problems(edited(("device: auto, gpus: 0", "device: cpu, gpus: 2")))
+@pytest.mark.parametrize(
+    ("said", "path", "words"),
+    [
+        ("device: cpu, gpus: 2", "hardware.gpus", "leaves 2 GPUs idle"),
+        ("gpus: 2, zero: 3", "hardware.zero", "goes with launcher: deepspeed, not single"),
+        ("processes: 2", "hardware.processes", "goes with launcher: torchrun or deepspeed"),
+        ("launcher: torchrun", "hardware.launcher", "set gpus, or processes"),
+        ("launcher: torchrun, gpus: 2, processes: 4", "hardware.processes", "each rank has one"),
+        ("launcher: torchrun, gpus: 2, offload: all", "hardware.offload", "goes with launcher: deepspeed"),
+        ("launcher: deepspeed, gpus: 2, parallel: fsdp", "hardware.parallel", "goes with launcher: torchrun"),
+        ("launcher: deepspeed, gpus: 2, offload: all", "hardware.offload", "shards none: write zero: 3"),
+        ("gpus: 2, stages: {train: {zero: 3}}", "hardware.stages.train.zero", "goes with launcher: deepspeed"),
+    ],
+)
+def test_hardware_that_contradicts_itself(said: str, path: str, words: str, desk: Any, edited: Edit) -> None:
+    whole = "hardware: {device: auto, gpus: 0, launcher: single, precision: auto, queue: default, timeout: 2h}"
 
-    assert problem.path == "hardware.gpus"
+    (problem,) = desk.problems(edited((whole, f"hardware: {{{said}}}")))
+
+    assert problem.path == path
+    assert words in problem.message
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "launcher: deepspeed, gpus: 2, zero: 3, offload: all, stages: {train: {launcher: single}}",
+        "gpus: 2, stages: {train: {launcher: torchrun, parallel: fsdp}}",
+        "launcher: torchrun, processes: 2, stages: {train: {launcher: deepspeed, zero: 1}}",
+    ],
+)
+def test_hardware_whose_stages_differ_from_the_run(said: str, desk: Any, edited: Edit) -> None:
+    whole = "hardware: {device: auto, gpus: 0, launcher: single, precision: auto, queue: default, timeout: 2h}"
+
+    spec = desk.load(edited((whole, f"hardware: {{{said}}}"))).experiment
+
+    assert type(spec).model_validate_json(spec.model_dump_json()).hardware == spec.hardware
 
 
 def test_a_missing_spec_offers_its_neighbour(desk: Any) -> None:

@@ -26,6 +26,7 @@ class Loader:
 
     def __init__(self, ctx: StageContext) -> None:
         self._device, self._trace = ctx.device, ctx.trace
+        self._resources, self._world = ctx.resources, ctx.world
         self.source: Source = source_of(ctx.inputs["model"])
         lora = ctx.config["model"].get("lora")
         self.lora = None if lora is None else _lora(lora)
@@ -50,8 +51,14 @@ class Loader:
 
     def learner_of(self, module: torch.nn.Module, settings: LearnerSettings) -> Learner:
         """The same, in all its settings."""
-        precision = self._numbers if self.lora is None else torch.float32
-        return Learner(module, settings, precision=precision, trace=self._trace)
+        return Learner(
+            module,
+            settings,
+            precision=self._numbers if self.lora is None else torch.float32,
+            trace=self._trace,
+            resources=self._resources,
+            world=self._world,
+        )
 
     def head(self, tokenizer: Any, *, outputs: int = 1) -> ScalarHead:
         """A new critic or value network on a copy of the same trunk."""

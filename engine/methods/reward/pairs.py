@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from engine.errors import DataError
 from engine.lm import chat
 from engine.lm.heads import ScalarHead
 from engine.lm.packing import pack
-from engine.lm.supervised import cut, of_conversation
+from engine.lm.shares import HERE, Across, Part, everywhere
+from engine.lm.supervised import of_conversation
 
 Messages = list[dict[str, str]]
 
@@ -74,10 +75,9 @@ def in_tokens(tokenizer: Any, preferences: Sequence[Written], *, longest: int, m
     return found
 
 
-def parts(pairs: Sequence[Pair], most_tokens: int) -> Iterator[list[int]]:
-    """Indices of the pairs, in parts of at most so many tokens (or of one pair); prompts alike are neighbours."""
-    order = sorted(range(len(pairs)), key=lambda i: pairs[i].prompt)
-    return cut(order, [pair.length for pair in pairs], most_tokens)
+def quick_order(pairs: Sequence[Pair]) -> list[int]:
+    """Indices of the pairs, prompts alike as neighbours, for they are read once."""
+    return sorted(range(len(pairs)), key=lambda i: pairs[i].prompt)
 
 
 def rewards(head: ScalarHead, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
@@ -88,11 +88,14 @@ def rewards(head: ScalarHead, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     return values[:, 0], values[:, 1]
 
 
-def all_rewards(head: ScalarHead, pairs: Sequence[Pair], most_tokens: int) -> list[tuple[float, float]]:
+def all_rewards(
+    head: ScalarHead, pairs: Sequence[Pair], most_tokens: int, across: Across = HERE
+) -> list[tuple[float, float]]:
     """The same of any number of pairs, as numbers. Without gradients."""
-    found = [(0.0, 0.0)] * len(pairs)
-    with torch.no_grad():
-        for part in parts(pairs, most_tokens):
-            for index, chosen, rejected in zip(part, *rewards(head, [pairs[i] for i in part]), strict=True):
-                found[index] = (float(chosen), float(rejected))
-    return found
+
+    def of_part(part: Part) -> Tensor:
+        return torch.stack(rewards(head, [pairs[i] for i in part]), dim=-1)
+
+    lengths = [pair.length for pair in pairs]
+    found = everywhere(of_part, quick_order(pairs), lengths, most_tokens, across)
+    return [(chosen, rejected) for chosen, rejected in found.tolist()]

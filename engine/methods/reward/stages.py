@@ -12,11 +12,12 @@ from engine.lm.heads import ScalarHead, load_head
 from engine.lm.learner import LossOutput
 from engine.lm.policy import load_tokenizer
 from engine.lm.reference import Source
+from engine.lm.shares import HERE, Across
 from engine.methods.dialogue.models import Loader
 from engine.methods.dialogue.prepare import training_tasks
 from engine.methods.maths.preferences import bradley_terry
 from engine.methods.reward.config import Reward
-from engine.methods.reward.pairs import Pair, all_rewards, in_tokens, parts, rewards, written
+from engine.methods.reward.pairs import Pair, all_rewards, in_tokens, quick_order, rewards, written
 from engine.methods.supervised.course import Course, Schedule, Work, settings, trained, wanted_splits, write_means
 from engine.runtime.context import Evaluation, ItemScore, StageContext
 
@@ -46,18 +47,18 @@ def train(ctx: StageContext) -> None:
     splits = wanted_splits(ctx, config, _splits(ctx, config, head))
     kept = [pair for pair in splits["train"] if pair is not None]
     schedule = Schedule(len(kept), config, ctx.seed)
+    learner = loader.learner_of(head, settings(config, schedule))
     work = Work(
         module=head,
         tokens=[pair.length for pair in kept],
-        parts=lambda chosen: (
-            [chosen[index] for index in part] for part in parts([kept[index] for index in chosen], config.batch_tokens)
-        ),
+        weights=[1.0] * len(kept),
+        order=lambda chosen: quick_order([kept[index] for index in chosen]),
         loss=lambda part: pair_loss(head, [kept[index] for index in part], centre=config.centre),
-        evaluate=lambda step, cost: _evaluated(head, splits, "", step, config.batch_tokens, cost),
+        evaluate=lambda step, cost: _evaluated(head, splits, "", step, config.batch_tokens, cost, learner),
         model=MODEL,
-        save=head.save,
+        save=learner.saver(head.model, head.save),
     )
-    Course(ctx, config, work, loader.learner_of(head, settings(config, schedule)), schedule).run()
+    Course(ctx, config, work, learner, schedule).run()
 
 
 def evaluate(ctx: StageContext) -> None:
@@ -91,14 +92,20 @@ def _splits(ctx: StageContext, config: Reward, head: ScalarHead) -> Splits:
 
 
 def _evaluated(
-    head: ScalarHead, splits: Splits, before: str, step: int, batch_tokens: int, cost: Mapping[str, float]
+    head: ScalarHead,
+    splits: Splits,
+    before: str,
+    step: int,
+    batch_tokens: int,
+    cost: Mapping[str, float],
+    across: Across = HERE,
 ) -> list[Evaluation]:
     found = []
     for split, known in splits.items():
         kept = [(number, pair) for number, pair in enumerate(known) if pair is not None]
         if not kept:
             raise DataError(f"the split {split!r} has no preference of which both answers are left within max_tokens")
-        said = all_rewards(head, [pair for _, pair in kept], batch_tokens)
+        said = all_rewards(head, [pair for _, pair in kept], batch_tokens, across)
         for metric in (ACCURACY, GAP):
             items = [
                 ItemScore(number, (float(c - r) if metric == GAP else (c > r) + 0.5 * (c == r),))

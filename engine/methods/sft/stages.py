@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from engine.errors import DataError
 from engine.lm import chat, scratch, warmup
 from engine.lm.policy import Policy
-from engine.lm.supervised import Example, completion_loss, mean_logps, parts
+from engine.lm.shares import HERE, Across
+from engine.lm.supervised import Example, completion_loss, mean_logps, quick_order
 from engine.methods.dialogue.final import Contestant, evaluate_all
 from engine.methods.dialogue.models import Loader, games
 from engine.methods.dialogue.prepare import training_tasks
@@ -39,19 +40,18 @@ def train(ctx: StageContext) -> None:
     splits = wanted_splits(ctx, config, _splits(ctx, config, policy))
     kept = [example for example in splits["train"] if example is not None]
     schedule = Schedule(len(kept), config, ctx.seed)
+    learner = loader.learner_of(policy.model, settings(config, schedule))
     work = Work(
         module=policy.model,
         tokens=[example.length for example in kept],
-        parts=lambda chosen: (
-            [chosen[index] for index in part]
-            for part in parts(policy, [kept[index] for index in chosen], config.batch_tokens)
-        ),
+        weights=[float(sum(example.own)) for example in kept],
+        order=lambda chosen: quick_order(policy, [kept[index] for index in chosen]),
         loss=lambda part: completion_loss(policy, [kept[index] for index in part]),
-        evaluate=lambda step, cost: _evaluated(policy, splits, METRIC, step, config.batch_tokens, cost),
+        evaluate=lambda step, cost: _evaluated(policy, splits, METRIC, step, config.batch_tokens, cost, learner),
         model="policy",
-        save=policy.save,
+        save=learner.saver(policy.model, policy.save),
     )
-    Course(ctx, config, work, loader.learner_of(policy.model, settings(config, schedule)), schedule).run()
+    Course(ctx, config, work, learner, schedule).run()
 
 
 def evaluate(ctx: StageContext) -> None:
@@ -79,7 +79,13 @@ def _splits(ctx: StageContext, config: SFT, policy: Policy) -> Splits:
 
 
 def _evaluated(
-    policy: Policy, splits: Splits, metric: str, step: int, batch_tokens: int, cost: Mapping[str, float]
+    policy: Policy,
+    splits: Splits,
+    metric: str,
+    step: int,
+    batch_tokens: int,
+    cost: Mapping[str, float],
+    across: Across = HERE,
 ) -> list[Evaluation]:
     """The mean log-probability of the learnt tokens of each item; an item without any is left out."""
     found = []
@@ -87,7 +93,7 @@ def _evaluated(
         kept = [(number, example) for number, example in enumerate(known) if example is not None]
         if not kept:
             raise DataError(f"the split {split!r} has no conversation of which anything is left within max_tokens")
-        means = mean_logps(policy, [example for _, example in kept], batch_tokens)
+        means = mean_logps(policy, [example for _, example in kept], batch_tokens, across)
         items = [ItemScore(number, (value,)) for (number, _), value in zip(kept, means, strict=True)]
         found.append(Evaluation(step=step, metric=metric, items=items, split=split, cost=cost))
     return found

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from torch import nn
 
 from engine.errors import DataError
 from engine.lm.learner import Learner, LearnerSettings, LossOutput
+from engine.lm.shares import own_parts
 from engine.methods.dialogue.course import best_checkpoint
 from engine.methods.supervised.config import Training
 from engine.runtime.context import Evaluation, Restored, SaveModel, StageContext, Stopped
-from engine.runtime.seeds import derive
+from engine.runtime.follower import NOWHERE
+from engine.runtime.seeds import derive, seed_torch
 from engine.store.fingerprints import Layer
 
 STEPS = "steps.json"
@@ -38,15 +40,18 @@ class Work:
     module: nn.Module
     tokens: Sequence[int]
     """Of each training example."""
-    parts: Callable[[Sequence[int]], Iterable[Sequence[int]]]
-    """Examples by their indices, in parts that are computed at once."""
+    weights: Sequence[float]
+    """Of each training example, the units that its loss is summed over."""
+    order: Callable[[Sequence[int]], Sequence[int]]
+    """Places among these examples, in an order in which neighbours are quick to compute at once."""
     loss: Callable[[Sequence[int]], LossOutput]
-    """The loss of such a part."""
+    """The loss of examples by their indices."""
     evaluate: Callable[[int, Cost], Sequence[Evaluation]]
     """Every split at a step; of several metrics the first one decides which checkpoint is best."""
     model: str
     """What the model is called in checkpoints."""
     save: SaveModel
+    """In all ranks; the first one writes."""
 
 
 class Schedule:
@@ -105,6 +110,8 @@ class Course:
             if ctx.should_stop:
                 raise Stopped
         self._write("latest")
+        if ctx.world.rank > 0:
+            return
         steps = {"best": total if self._best is None else self._best[1], "latest": total}
         (ctx.output_dir / STEPS).write_text(json.dumps(steps), encoding="utf-8")
 
@@ -114,8 +121,11 @@ class Course:
         chosen = self._schedule.batch(number).tolist()
         self._ctx.trace.step = number
         self._ctx.trace.note(Layer.DATA, chosen)
+        seed_torch(derive(self._ctx.seed, "step", number, self._ctx.world.rank))  # what a layer drops out
+        ordered = [chosen[place] for place in work.order(chosen)]
+        parts = own_parts(ordered, work.tokens, self._config.batch_tokens, self._ctx.world)
         work.module.train()
-        metrics = self._learner.step(work.loss, work.parts(chosen))
+        metrics = self._learner.step(work.loss, parts, sum(work.weights[index] for index in chosen))
         work.module.eval()
         seconds, tokens = time.perf_counter() - began, sum(work.tokens[index] for index in chosen)
         self._seconds, self._tokens = self._seconds + seconds, self._tokens + tokens
@@ -160,6 +170,9 @@ class Course:
 
     def _write(self, name: str) -> None:
         """The model as it is, as a part of the stage's artifact."""
+        if self._ctx.world.rank > 0:
+            self._work.save(NOWHERE)
+            return
         folder = self._ctx.output_dir / name
         shutil.rmtree(folder, ignore_errors=True)
         (folder / self._work.model).mkdir(parents=True)
@@ -172,6 +185,8 @@ class Course:
         self._seconds = float(state["seconds"])
         if state["best"] is not None:
             self._best = (float(state["best"][0]), int(state["best"][1]))
+            if self._ctx.world.rank > 0:
+                return
             source, name = best_checkpoint(restored, self._best[1]), self._work.model
             shutil.copytree(source / name, self._ctx.output_dir / "best" / name, dirs_exist_ok=True)
 

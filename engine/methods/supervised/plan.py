@@ -18,13 +18,17 @@ def course_stages(method: str) -> list[Stage]:
     The model is its own affair: the tokenizer of a scratch model learns from the examples, whatever those are.
     """
     code = f"engine.methods.{method}.stages"
-    model, *others = three_stages(
+    model, train, evaluate = three_stages(
         kind=f"{method}.train",
         train=f"{code}:train",
         evaluate=f"{code}:evaluate",
         evaluates=f"{method}.evaluate",
     )
-    return [replace(model, kind=f"{method}.prepare", run=f"{code}:prepare"), *others]
+    return [
+        replace(model, kind=f"{method}.prepare", run=f"{code}:prepare"),
+        replace(train, distributed=True),
+        evaluate,
+    ]
 
 
 def two_steps(config: Config) -> Config:
