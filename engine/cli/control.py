@@ -62,13 +62,19 @@ def _duration(text: str) -> float:
 
 def resume(
     handle: Handle,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="`hardware.key=value`: go on on other hardware.", metavar="[KEY=VALUE]..."),
+    ] = None,
     wait: Wait = None,
 ) -> None:
     """Go on with a failed or cancelled run from its checkpoints.
 
-    A run whose worker died is taken up too. On the embedded default it runs here, in the foreground.
+    A run whose worker died is taken up too. On the embedded default it runs here, in the foreground. Checkpoints are
+    the same for any number of ranks: `rlx resume RUN hardware.launcher=single` goes on in one process.
     """
     from engine.cli.places import required_store
+    from engine.cli.rehousing import other_hardware
     from engine.cli.submitting import carry_out
     from engine.clock import utc_now
     from engine.errors import Refused
@@ -78,7 +84,8 @@ def resume(
     db, now = required_store(), utc_now()
     with db.write() as session:
         run = runs.find(session, handle)
-        requeued = runs.resume(session, run, now=now)
+        resources = other_hardware(run.resolved, overrides) if overrides else None
+        requeued = runs.resume(session, run, now=now, resources=resources)
     if not requeued:
         with db.read() as session:
             helpers = [

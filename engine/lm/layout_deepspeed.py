@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine.errors import SpecError
 from engine.lm.layout import Adam, Moments, Within, gathered, layers_of, trainable
@@ -27,17 +28,22 @@ class ZeroLayout:
 
     def __init__(self, module: nn.Module, adam: Adam, precision: torch.dtype, resources: Resources) -> None:
         deepspeed = _deepspeed()
+        self._together = deepspeed.zero.GatheredParameters
+        """Weights whole, within a block; those that lie whole already stay as they are."""
         self._stage, self._ranks = resources.zero, resources.ranks
         self.named: Mapping[str, nn.Parameter] = trainable(module)
         self._within = Within(module)
         if self._stage == 3:
             layers = layers_of(module)
             deepspeed.utils.set_z3_leaf_modules(module, sorted({type(layer) for layer in layers}, key=repr))
+            for part in module.modules():
+                # DeepSpeed lets a layer's weights go before its backward pass where nothing below it wants a gradient.
+                if isinstance(part, PreTrainedModel) and not part.get_input_embeddings().weight.requires_grad:
+                    part.enable_input_require_grads()
             inside = {id(p) for layer in layers for p in layer.parameters()}
             for parameter in module.parameters():
                 if id(parameter) not in inside:  # read by the loss itself, or in the model's own forward
                     deepspeed.zero.register_external_parameter(self._within, parameter)
-        # The rate is set before every step; at 0 the step on nothing that DeepSpeed begins with changes nothing.
         optimiser = torch.optim.AdamW(
             self.named.values(), lr=0.0, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay
         )
@@ -48,7 +54,6 @@ class ZeroLayout:
             dist_init_required=False,
         )
         self._stepped = False
-        self._set_count(0.0)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()  # the weights themselves are in the run's precision
@@ -93,13 +98,13 @@ class ZeroLayout:
     def load(self, weights: Mapping[str, Tensor], moments: Moments) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+        if moments:
+            self._lay_moments(float(next(iter(moments.values()))["step"]))
         for name, parameter in self.named.items():
+            self._write(parameter, weights[name])
             safe_set_full_fp32_param(parameter, weights[name])
             for key in _MOMENTS if moments else ():
                 safe_set_full_optimizer_state(parameter, moments[name][key], key)
-        if moments:
-            self._set_count(float(next(iter(moments.values()))["step"]))
-            self._stepped = True
 
     def shown(self) -> list[Tensor]:
         return [getattr(parameter, "ds_tensor", parameter).detach() for parameter in self.named.values()]
@@ -107,12 +112,8 @@ class ZeroLayout:
     def everything(self, model: nn.Module) -> dict[str, Tensor] | None:
         if self._stage < 3:
             return None
-        together = _deepspeed().zero.GatheredParameters
-
         def whole(tensor: Tensor) -> Tensor:
-            if not hasattr(tensor, "ds_id"):
-                return tensor
-            with together([tensor]):
+            with self._together([tensor]):
                 return tensor.detach().clone()
 
         return gathered(model, whole)
@@ -134,14 +135,25 @@ class ZeroLayout:
 
     @property
     def _inner(self) -> Any:
-        """The optimiser that DeepSpeed steps, on its own flat copies."""
-        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        """The optimiser that DeepSpeed steps, on flat copies of its own."""
+        return self._engine.optimizer.optimizer
 
-    def _set_count(self, count: float) -> None:
-        """How many steps its Adam has taken: DeepSpeed's beginning counts as one, which would bias the first."""
-        for entry in self._inner.state.values():
-            if "step" in entry:
-                entry["step"] = torch.full_like(torch.as_tensor(entry["step"], dtype=torch.float32), count)
+    def _write(self, parameter: nn.Parameter, weight: Tensor) -> None:
+        """Set what the next forward pass reads: DeepSpeed has it follow its own copy after a step only."""
+        with torch.no_grad(), self._together([parameter], modifier_rank=0):
+            parameter.copy_(weight)
+
+    def _lay_moments(self, count: float) -> None:
+        """Make the moments that DeepSpeed makes in its first step, as after `count` steps."""
+        zero = self._engine.optimizer
+        for flat in zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups:
+            self._inner.state[flat] = {
+                "step": torch.tensor(count),
+                **{key: torch.zeros_like(flat, requires_grad=False) for key in _MOMENTS},
+            }
+        if self._stage < 3:
+            zero._lazy_init_hp_params_optimizer_state()
+        self._stepped = True
 
 
 def settings(resources: Resources, precision: torch.dtype, clip_norm: float | None) -> dict[str, Any]:

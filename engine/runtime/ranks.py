@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -132,6 +133,8 @@ def enter(rank: int, task: Task, meeting: Meeting) -> Group:
     """Take one's place among the ranks: a share of the threads, a GPU of one's own."""
     import torch
 
+    # torch tells with every exchange of shards that its own wrappers call what it is about to rename.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     resources = task.claimed.resources
     torch.set_num_threads(max(1, torch.get_num_threads() // resources.ranks))
     if task.gpus:

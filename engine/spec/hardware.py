@@ -16,7 +16,7 @@ Offload = Literal["none", "optimizer", "all"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 QUEUE = r"^[a-z0-9][a-z0-9_.-]*$"
 
-_ONLY_UNDER = {"processes": ("torchrun", "deepspeed"), "parallel": ("torchrun",)} | dict.fromkeys(
+ONLY_UNDER = {"processes": ("torchrun", "deepspeed"), "parallel": ("torchrun",)} | dict.fromkeys(
     ("zero", "offload"), ("deepspeed",)
 )
 """Keys that mean something under some launchers only."""
@@ -83,7 +83,7 @@ def _check(hardware: StageHardware, said: Collection[str], at: str) -> None:
         raise complaint(f"device: cpu leaves {gpus} GPUs idle: set gpus: 0, or another device", at=f"{at}gpus")
     if hardware.device == "cpu" and hardware.precision == "float16":
         raise complaint("float16 needs a GPU: write float32 or bfloat16", at=f"{at}precision")
-    for key, launchers in _ONLY_UNDER.items():
+    for key, launchers in ONLY_UNDER.items():
         if key in said and launcher not in launchers and getattr(hardware, key) is not None:
             raise complaint(f"{key} goes with launcher: {' or '.join(launchers)}, not {launcher}", at=f"{at}{key}")
     if launcher == "single":

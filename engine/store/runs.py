@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from engine.errors import Refused
 from engine.plan.hashing import sha256_of
-from engine.plan.stage import Plan
+from engine.plan.stage import Plan, Resources
 from engine.store import events
 from engine.store.handles import find, next_number
 from engine.store.listing import RunSummary, listing
@@ -144,12 +144,9 @@ def _add_stages(session: Session, run_id: UUID, plan: Plan, submission: Submissi
             "entry": stage.run,
             "config": storable_json(stage.config),
             "extra": storable_json(stage.extra),
-            "resources": asdict(stage.resources),
-            "queue": stage.resources.queue,
+            **_taken_up(stage.resources),
             "priority": submission.priority,
             "user": submission.user,
-            "slots": stage.resources.needs.slots,
-            "gpus": stage.resources.needs.gpus,
             "status": StageStatus.WAITING,
             "max_attempts": submission.max_attempts,
             "retries": storable_json(submission.retries),
@@ -220,8 +217,17 @@ def request_stop(session: Session, run: Run, *, now: datetime, by: str = "", gra
     return True
 
 
-def resume(session: Session, run: Run, *, now: datetime, gone: Gone = provably_gone) -> bool:
+def resume(
+    session: Session,
+    run: Run,
+    *,
+    now: datetime,
+    gone: Gone = provably_gone,
+    resources: Mapping[str, Resources] | None = None,
+) -> bool:
     """Queue again whatever of the run has not succeeded; each stage goes on from its last checkpoint.
+
+    `resources` is what its stages, by their names, take from now on.
 
     Attempts whose lease has run out, or whose processes are `gone`, are ended first, so that nobody waits for
     a lease of the dead. True where something was queued again; False where the run is alive and needs nothing.
@@ -235,7 +241,10 @@ def resume(session: Session, run: Run, *, now: datetime, gone: Gone = provably_g
         raise Refused(f"{run.handle} succeeded: there is nothing to resume")
     if locked.status is RunStatus.STOPPING:
         raise Refused(f"{run.handle} is still stopping: wait until it has, then resume it")
+    if resources is not None and locked.status not in ENDED[Run]:
+        raise Refused(f"{run.handle} is {locked.status}: `rlx cancel` it, then resume it on other hardware")
     if locked.status in ENDED[Run]:
+        _rehouse(session, RunId(run.id), resources or {})
         move(
             session,
             Run,
@@ -268,6 +277,22 @@ def resume(session: Session, run: Run, *, now: datetime, gone: Gone = provably_g
         requeued = True
     session.refresh(run)
     return requeued
+
+
+def _rehouse(session: Session, run_id: RunId, resources: Mapping[str, Resources]) -> None:
+    """Give what has not succeeded of the run other resources."""
+    for name, changed in resources.items():
+        session.execute(
+            update(Stage)
+            .where(Stage.run_id == run_id, Stage.name == name, Stage.status != StageStatus.SUCCEEDED)
+            .values(**_taken_up(changed))
+        )
+
+
+def _taken_up(resources: Resources) -> dict[str, Any]:
+    """The columns of a stage that say what it takes."""
+    needs = resources.needs
+    return {"resources": asdict(resources), "queue": resources.queue, "slots": needs.slots, "gpus": needs.gpus}
 
 
 def _bury(session: Session, run_id: RunId, now: datetime, gone: Gone) -> bool:
