@@ -112,6 +112,7 @@ class ZeroLayout:
     def everything(self, model: nn.Module) -> dict[str, Tensor] | None:
         if self._stage < 3:
             return None
+
         def whole(tensor: Tensor) -> Tensor:
             with self._together([tensor]):
                 return tensor.detach().clone()
