@@ -29,7 +29,7 @@ check: $(VENV)/.dev  ## lint, types, import contracts, migrations, shipped specs
 	$(BIN)/rlx schema --markdown | diff -u docs/spec-reference.md -
 
 bench: $(VENV)/.dev  ## the measured promises, each beside a peer in one run
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out bench/gpu_sft.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 docs: $(VENV)/.dev  ## what the docs generate: the spec reference and the dashboard's pictures
 	$(BIN)/rlx schema --markdown > docs/spec-reference.md
@@ -37,6 +37,8 @@ docs: $(VENV)/.dev  ## what the docs generate: the spec reference and the dashbo
 
 gpu: $(VENV)/.dev  ## the checks that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(PYTEST)
+	$(BIN)/python bench/gpu_sft.py
+	$(BIN)/python bench/gpu_sft.py --checkpoint-activations
 
 install: $(VENV)/.run  ## rlx in .venv
 install-dev: $(VENV)/.dev  ## rlx and the tools of its developers in .venv

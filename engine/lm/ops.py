@@ -45,8 +45,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """[N, 1]"""
-    mean: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1])
+    mean = dot(x, x).div_(x.shape[-1])
     return mean.add_(eps).rsqrt_().unsqueeze(-1)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row-wise inner products [N] of [N, D], in the rows' own precision: autocast would round them to half of it."""
+    if not torch.is_autocast_enabled(a.device.type):
+        return torch.linalg.vecdot(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.linalg.vecdot(a, b)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from engine.lm.ops import dot
 
 CHUNK = 1 << 22
 """Logits in work at a time, at most."""
@@ -61,47 +64,62 @@ class TokenFunction(torch.autograd.Function):
             norms[part] = norm
             logps[part] = scores.gather(-1, targets[part].unsqueeze(-1)).squeeze(-1) - norm
             if entropy or other is not None:
-                spread[part] = norm - torch.linalg.vecdot(probs, scores)
+                spread[part] = norm - dot(probs, scores)
                 if other is not None:
-                    divergence[part] = other.norm - torch.linalg.vecdot(probs, other.scores) - spread[part]
+                    divergence[part] = other.norm - dot(probs, other.scores) - spread[part]
             if keep:
                 kept.append((scores, probs, other))
         ctx.save_for_backward(hidden, weight, targets, spread, divergence, norms)
         ctx.reference, ctx.kept = reference, kept
+        # The products of the backward pass are done in what the forward's were.
+        kind = hidden.device.type
+        ctx.precision = partial(
+            torch.autocast, kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)
+        )
         return logps, spread, divergence
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, targets, spread, divergence, norms = ctx.saved_tensors
-        of_logps, of_entropy, of_kl = grads
-        slope = (of_kl - of_entropy).unsqueeze(-1)
-        steady = (-of_logps - of_entropy * spread - of_kl * divergence).unsqueeze(-1) - slope * norms.unsqueeze(-1)
-        curved = bool(of_entropy.any()) or bool(of_kl.any())
-        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for i, part in enumerate(_parts(len(hidden), len(weight))):
-            if ctx.kept:
-                scores, probs, other = ctx.kept[i]
-            else:
-                scores, probs, _ = _distribution(hidden[part], weight)
-                other = _reference(ctx.reference, part)
-            level = steady[part]
-            if curved and other is not None:
-                pull = of_kl[part].unsqueeze(-1)
-                level = torch.addcmul(level + pull * other.norm.unsqueeze(-1), scores, slope[part])
-                d_logits = level.addcmul_(other.scores, pull, value=-1.0).mul_(probs)
-            elif curved:
-                d_logits = torch.addcmul(level, scores, slope[part]).mul_(probs)
-            else:
-                d_logits = probs * level
-            d_logits.scatter_add_(-1, targets[part].unsqueeze(-1), of_logps[part].unsqueeze(-1))
-            d_logits = d_logits.to(weight.dtype)
-            if d_hidden is not None:
-                d_hidden[part] = (d_logits @ weight).to(hidden.dtype)
-            if d_weight is not None:
-                d_weight.addmm_(d_logits.t(), hidden[part].to(weight.dtype))
-        return d_hidden, d_weight, None, None, None
+        with ctx.precision():
+            return _gradients(ctx, *grads)
+
+
+def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    """∂/∂(hidden, weight) of the three results, chunk by chunk."""
+    hidden, weight, targets, spread, divergence, norms = ctx.saved_tensors
+    of_logps, of_entropy, of_kl = grads
+    slope = (of_kl - of_entropy).unsqueeze(-1)
+    steady = (-of_logps - of_entropy * spread - of_kl * divergence).unsqueeze(-1) - slope * norms.unsqueeze(-1)
+    curved = bool(of_entropy.any()) or bool(of_kl.any())
+    d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+    d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+    for i, part in enumerate(_parts(len(hidden), len(weight))):
+        if ctx.kept:
+            scores, probs, other = ctx.kept[i]
+        else:
+            scores, probs, _ = _distribution(hidden[part], weight)
+            other = _reference(ctx.reference, part)
+        level = steady[part]
+        if curved and other is not None:
+            pull = of_kl[part].unsqueeze(-1)
+            level = torch.addcmul(level + pull * other.norm.unsqueeze(-1), scores, slope[part])
+            d_logits = level.addcmul_(other.scores, pull, value=-1.0).mul_(probs)
+        elif curved:
+            d_logits = torch.addcmul(level, scores, slope[part]).mul_(probs)
+        else:
+            d_logits = probs * level
+        d_logits.scatter_add_(-1, targets[part].unsqueeze(-1), of_logps[part].unsqueeze(-1))
+        d_logits = d_logits.to(weight.dtype)
+        if d_hidden is not None:
+            d_hidden[part] = (d_logits @ weight).to(hidden.dtype)
+        if d_weight is None:
+            continue
+        if torch.is_autocast_enabled(weight.device.type):  # which leaves products in place as they are
+            d_weight += d_logits.t() @ hidden[part]
+        else:
+            d_weight.addmm_(d_logits.t(), hidden[part].to(weight.dtype))
+    return d_hidden, d_weight, None, None, None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from engine.errors import ResumeError
 from engine.lm import layout
 from engine.lm.layout_deepspeed import settings
 from engine.lm.learner import Hollow, Learner, LearnerSettings, LossOutput
+from engine.lm.logprobs import token_stats
 from engine.lm.supervised import Example, completion_loss
 from engine.plan.stage import Resources
 
@@ -52,6 +53,39 @@ def test_an_adopted_layer_still_answers_its_own_models_calls(make_policy: Any) -
     layout.through_layers(policy.model, checkpoint=False)
 
     assert_close(policy.model(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("keep", [1 << 25, 0])
+def test_bfloat16_computes_about_the_same_gradients(
+    make_policy: Any, family: str, keep: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.lm.token_function.KEEP", keep)  # logits kept for the backward pass, or computed anew
+    expected = gradients(make_policy(family))
+    policy = make_policy(family)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = completion_loss(policy, EXAMPLES).loss
+    loss.backward()
+
+    assert loss.item() == pytest.approx(completion_loss(make_policy(family), EXAMPLES).loss.item(), rel=2e-2)
+    for name, parameter in policy.model.named_parameters():
+        if parameter.grad is not None and expected[name].norm() > 1e-4:
+            likeness = torch.cosine_similarity(parameter.grad.flatten(), expected[name].flatten(), dim=0)
+            assert likeness > 0.95, name
+
+
+def test_entropies_are_summed_in_full_under_autocast(make_policy: Any) -> None:
+    policy = make_policy("llama")
+    weight = policy.model.get_output_embeddings().weight.detach()
+    hidden = torch.randn(6, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(6)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = token_stats(policy.model, hidden, targets, entropy=True).entropy
+
+    logps = torch.log_softmax((hidden.bfloat16() @ weight.bfloat16().t()).float(), -1)
+    assert_close(found, -(logps.exp() * logps).sum(-1), rtol=1e-4, atol=1e-4)
 
 
 def steep(line: nn.Linear) -> Any:
