@@ -15,6 +15,7 @@ from engine.spec.base import Duration, SpecModel, complaint
 from engine.spec.dataset import Dataset
 from engine.spec.hardware import Hardware
 from engine.spec.model import Model
+from engine.spec.services import AnyService, ServiceName
 
 
 class EvaluationPlan(SpecModel):
@@ -89,6 +90,8 @@ class Experiment(SpecModel):
     """The language model that is trained."""
     hardware: Hardware = Hardware()
     """What the run may use."""
+    services: Mapping[ServiceName, AnyService] = Field(default_factory=dict)
+    """Processes that stages need beside them, by name, such as `reader: {kind: vllm, model: org/name}`."""
     evaluation: EvaluationPlan = EvaluationPlan()
     """When and how often the policy is evaluated."""
     retries: Retries = Retries()
