@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from workers import trees, wire
+from engine.runtime import trees
+from workers import wire
 
 MARK = "RLX_ATTEMPT"
 """Environment variable that a stage's process hands on to whatever it starts."""

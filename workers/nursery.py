@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from engine import log
+from engine.runtime import trees
 from engine.runtime.seeds import seed_numpy
 from engine.settings import read_settings
 from engine.store.connection import make_engine
-from workers import memory, trees, wire
+from workers import memory, wire
 from workers.born import MARK, live
 from workers.door import Door
 

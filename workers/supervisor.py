@@ -91,7 +91,7 @@ def supervise(stage_id: StageId, devices: Sequence[str], deps: Deps) -> bool:
         )
     if claimed is None:  # announced twice, cancelled, or answered from the cache: all are normal
         return False
-    task = Task(claimed, deps.settings, gpu_ids(devices), threads_of(devices, deps.slots))
+    task = Task.lent(claimed, deps.settings, gpu_ids(devices), threads_of(devices, deps.slots))
     _see_through(task, "stage started", lambda: _run_child(task, deps), deps)
     return True
 

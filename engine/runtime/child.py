@@ -14,10 +14,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
-from engine.runtime import autopsy
-from engine.runtime.context import Functions, StageContext, Stopped
+from engine.runtime import autopsy, services
+from engine.runtime.context import Address, Functions, StageContext, Stopped
 from engine.runtime.engine_context import EngineContext
 from engine.runtime.interruption import Interruption
 from engine.runtime.late import once_imported
@@ -43,7 +44,8 @@ def run_stage(task: Task, open_functions: OpenFunctions) -> Outcome:
         claimed = task.claimed
         interruption = Interruption.of(os.environ, claimed.handle, claimed.name)
         ctx = EngineContext(task, open_functions, stop, interruption=interruption)
-        stage(ctx)
+        with _services(task, ctx, stop) as ctx.services:
+            stage(ctx)
         ctx.deliver()
         store = ArtifactStore(task.settings.artifact_url, task.settings.home / "cache")
         with ctx.spent("saving"):
@@ -66,6 +68,12 @@ def load_entry(entry: str) -> Callable[[StageContext], None]:
         return cast(Callable[[StageContext], None], getattr(importlib.import_module(module), name))
     except AttributeError as error:
         raise ImportError(f"{module} has no function {name!r}") from error
+
+
+def _services(task: Task, ctx: EngineContext, stop: threading.Event) -> AbstractContextManager[Mapping[str, Address]]:
+    """What the stage declared to need beside it, for as long as it works."""
+    around = services.Around(task.service_log, task.service_gpus, ctx.alive)
+    return services.running(ctx.config.get("services", {}), ctx.extra.get("served", {}), around, stop)
 
 
 def _prepare(task: Task) -> None:

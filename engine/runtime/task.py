@@ -33,8 +33,18 @@ class Task:
     claimed: Claimed
     settings: Settings
     gpus: tuple[str, ...] = ()
+    """The stage's own."""
     threads: int | None = None
     """CPU threads; None for all that the machine has."""
+    service_gpus: tuple[str, ...] = ()
+    """Those of its services."""
+
+    @classmethod
+    def lent(cls, claimed: Claimed, settings: Settings, gpus: tuple[str, ...], threads: int | None) -> Task:
+        """An attempt that was lent these GPUs: its services get the last ones."""
+        services = claimed.config.get("services", {})
+        own = len(gpus) - sum(service["gpus"] for service in services.values())
+        return cls(claimed, settings, gpus[:own], threads, gpus[own:])
 
     @property
     def path(self) -> Path:
@@ -50,6 +60,10 @@ class Task:
     def log(self) -> Path:
         """The attempt's log, opened before any user's code is imported."""
         return self.settings.logs / self.claimed.handle / f"{self.claimed.name}-{self.claimed.number}.log"
+
+    def service_log(self, service: str) -> Path:
+        """The log of a service that runs beside this attempt."""
+        return self.log.with_suffix(f".{service}.log")
 
     @property
     def checkpoints(self) -> Path:
@@ -68,6 +82,7 @@ class Task:
             },
             "gpus": list(self.gpus),
             "threads": self.threads,
+            "service_gpus": list(self.service_gpus),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".draft")
@@ -86,6 +101,7 @@ class Task:
             settings=Settings(**{**settings, "home": Path(settings["home"])}),
             gpus=tuple(data["gpus"]),
             threads=data.get("threads"),
+            service_gpus=tuple(data.get("service_gpus", ())),
         )
 
     def write_outcome(self, outcome: Outcome) -> None:

@@ -41,7 +41,7 @@ class Shape:
         return Shape(tuple(models), any(shape.nullable for shape in shapes), tags)
 
     def tagged(self, tag: str) -> Shape | None:
-        """The models of the union's branch that `tag` calls, or whose `name` or `kind` it is; None where there are none."""
+        """The models of the union's branch that is called `tag`, or whose `name` or `kind` is; None where none is."""
         chosen = tuple(model for model in self.models if tag in (*names_of(model), self.tags.get(model)))
         return Shape(chosen) if chosen else None
 

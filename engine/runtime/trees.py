@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,15 +84,33 @@ def children(parent: int, entries: Mapping[int, Entry] | None = None) -> set[int
     return {pid for pid, entry in (table() if entries is None else entries).items() if entry.parent == parent}
 
 
+def below(parent: int, entries: Mapping[int, Entry] | None = None) -> set[int]:
+    """Living processes below `parent`, in whatever session; not itself."""
+    entries = table() if entries is None else entries
+    found = children(parent, entries)
+    while grown := {pid for pid, entry in entries.items() if entry.parent in found} - found:
+        found |= grown
+    return found
+
+
 def kill_tree(leader: int) -> None:
     """End everything in `leader`'s session and below it. Returns when the kernel shows none of it any more.
 
     What is in an uninterruptible wait is given a few seconds; the signal is pending on it then.
     """
+    _kill(lambda: members(leader))
+
+
+def kill_below(parent: int) -> None:
+    """End everything below `parent`, and not itself. Returns as `kill_tree` does."""
+    _kill(lambda: below(parent))
+
+
+def _kill(find: Callable[[], set[int]]) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     doomed: dict[int, float] = {}  # with their start times: one whose parent has ended is no longer found below it
     while time.monotonic() < deadline:
-        found = members(leader)
+        found = find()
         doomed |= {pid: began for pid in found if (began := process_started(pid)) is not None}
         doomed = {pid: began for pid, began in doomed.items() if process_started(pid) == began}
         if not doomed:
