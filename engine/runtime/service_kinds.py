@@ -91,7 +91,7 @@ def _vllm(service: Mapping[str, Any], place: Mapping[str, Any], port: int, key: 
     repo, _, revision = model.partition("@")
     if revision and not Path(model).exists():
         model, options = repo, [*options, "--revision", revision]
-    argv = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", model, *options, *service["args"]]
+    argv = [sys.executable, "-P", "-m", "engine.lm.vllm_serve", "serve", model, *options, *service["args"]]
     quiet = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     return Launch(argv, "/health", quiet, base="/v1", model=served)
 

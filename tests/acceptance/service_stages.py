@@ -56,3 +56,19 @@ def kill_twice(ctx: StageContext) -> None:
             except OSError:
                 waiting.wait(0.1)
     raise Stopped
+
+
+def generate(ctx: StageContext) -> None:
+    """Have a vllm service go on with a text, say so beside `extra.gate` with the pids of all, and wait to be ended."""
+    address = ctx.services["reader"]
+    connection = HTTPConnection(urlsplit(address.url).netloc, timeout=120)
+    answers = []
+    for key in (address.key, "guess"):
+        request = {"model": address.model, "prompt": "the cat", "max_tokens": 5, "temperature": 0}
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        connection.request("POST", f"{urlsplit(address.url).path}/completions", json.dumps(request), headers)
+        response = connection.getresponse()
+        answers.append([response.status, json.loads(response.read())])
+    Path(ctx.extra["gate"]).with_suffix(".draft").write_text(json.dumps(answers))
+    Path(ctx.extra["gate"]).with_suffix(".draft").rename(Path(ctx.extra["gate"]).with_suffix(".reached"))
+    threading.Event().wait()
