@@ -9,6 +9,7 @@ One file, for a short stage's time is spent on making and removing files more th
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -147,6 +148,15 @@ def _line(data: Any) -> bytes:
 def _lines(path: Path) -> list[bytes]:
     """What was written after the stopwatch's page, but for a line that its writer did not live to end."""
     return path.read_bytes()[stopwatch.BYTES :].split(b"\n")[:-1]
+
+
+def service_logs(log: str | Path | None) -> dict[str, Path]:
+    """The logs of the services that ran beside the attempt with this log, by their names: those on this host."""
+    if not log:
+        return {}
+    path = Path(log)
+    found = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}"))
+    return {one.name[len(path.stem) + 1 : -len(path.suffix)]: one for one in found}
 
 
 def log_tail(path: Path, size: int = 16 << 10) -> str:
