@@ -20,8 +20,7 @@ from typing import Any, NoReturn
 from engine.runtime import trees
 from workers import wire
 
-MARK = "RLX_ATTEMPT"
-"""Environment variable that a stage's process hands on to whatever it starts."""
+MARK = trees.MARK
 
 _MOST = 100
 """Stages in one process: what leaks a little in each does not grow for ever."""

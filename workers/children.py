@@ -21,9 +21,9 @@ from uuid import UUID
 from engine.errors import RlxError
 from engine.log import get_logger
 from engine.runtime import trees
+from engine.runtime.door import knock
 from engine.store.processes import process_started
 from workers import wire
-from workers.door import knock
 
 log = get_logger(__name__)
 

@@ -21,6 +21,7 @@ from engine.runtime import autopsy, services
 from engine.runtime.context import Address, Functions, StageContext, Stopped
 from engine.runtime.engine_context import EngineContext
 from engine.runtime.interruption import Interruption
+from engine.runtime.kept import Owner
 from engine.runtime.late import once_imported
 from engine.runtime.seeds import derive, same_bits_again, seed_numpy, seed_torch
 from engine.runtime.task import Task, device_names
@@ -72,7 +73,11 @@ def load_entry(entry: str) -> Callable[[StageContext], None]:
 
 def _services(task: Task, ctx: EngineContext, stop: threading.Event) -> AbstractContextManager[Mapping[str, Address]]:
     """What the stage declared to need beside it, for as long as it works."""
-    around = services.Around(task.service_log, task.service_gpus, ctx.alive)
+    claimed, owner = task.claimed, None
+    if task.worker is not None:
+        declared = claimed.config.get("services", {})
+        owner = Owner(task.settings.sockets, str(claimed.run_id), task.worker, declared)
+    around = services.Around(task.service_log, task.service_gpus, ctx.alive, owner=owner)
     return services.running(ctx.config.get("services", {}), ctx.extra.get("served", {}), around, stop)
 
 

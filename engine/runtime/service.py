@@ -19,9 +19,10 @@ from typing import Any
 
 from engine.errors import ServiceDown
 from engine.log import get_logger
-from engine.runtime import ports, trees
+from engine.runtime import kept, ports, trees
 from engine.runtime.context import Address
 from engine.runtime.keeper import GRACE_S
+from engine.runtime.kept import Owner
 from engine.runtime.line import Line
 from engine.runtime.service_kinds import environment, launch
 from engine.runtime.task import device_names, log_tail
@@ -47,6 +48,7 @@ class Spot:
     gpus: tuple[str, ...]
     key: str = field(repr=False)
     free_port: Callable[[], int] = ports.free_port
+    owner: Owner | None = None
 
 
 class Service:
@@ -57,7 +59,9 @@ class Service:
         self.healthy = False
         self._definition, self._place, self._spot = definition, place, spot
         self._line: Line | None = None
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._keeper = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._key, self._log = spot.key, spot.log
         self._ports_tried, self._restarted = 0, False
         self._asked_last = self._deadline = 0.0
 
@@ -65,21 +69,31 @@ class Service:
     def address(self) -> Address:
         """Where and how clients reach it."""
         url = f"http://{ports.HOST}:{self._port}{self._launch.base}"
-        return Address(url=url, key=self._spot.key, model=self._launch.model)
+        return Address(url=url, key=self._key, model=self._launch.model)
 
     def start(self) -> None:
-        """Have a keeper start it. Raises ServiceDown where there can be none."""
+        """Take it over from an earlier stage, or have a keeper start it. Raises ServiceDown where that cannot be."""
         self._deadline = time.monotonic() + self._definition["start_timeout"]
+        if (door := self._door) is not None and (taken := kept.take(door.parent, door.name)) is not None:
+            self._line, told, self._keeper = taken
+            self._port, self._key, self._log = told["port"], told["key"], Path(told["log"])
+            self._launch = launch(self.name, self._definition, self._place, port=self._port, key=self._key)
+            self._spot.log.write_text(f"it goes on from an earlier stage: see {self._log}\n", encoding="utf-8")
+            log.info("a service is taken over from an earlier stage", extra={"service": self.name})
+            return
         ours, theirs = socket.socketpair()
         with theirs:
-            self._keeper = subprocess.Popen(
+            path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+            # One that may be kept is not to end with all that carries the mark of this attempt.
+            mark = {} if self._door is None else {trees.MARK: "kept"}
+            self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "engine.runtime.keeper", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
+                env={**os.environ, "PYTHONPATH": path, **mark},
                 start_new_session=True,
             )
-        self._line = Line(ours)
+        self._line, self._keeper = Line(ours), self._process.pid
         self._begin()
 
     def look(self, timeout_s: float = 0.0) -> None:
@@ -107,6 +121,15 @@ class Service:
                     f"was not healthy within {allowed:g} s (`start_timeout`): {self._launch.health} {said}"
                 )
 
+    def hand_over(self) -> None:
+        """Leave it to the next stage of the run that needs it, where it may be kept."""
+        if self._door is None or self._line is None:
+            return
+        self._line.send({"keep": self._definition["keep"]})
+        if any("kept" in message for message in self._line.heard(_PATIENCE_S)):
+            self._line.close()
+            self._line = self._process = None
+
     def ask_to_stop(self) -> None:
         """End it in good order; returns at once."""
         if self._line is not None:
@@ -114,32 +137,48 @@ class Service:
 
     def wait_until_gone(self) -> None:
         """Until it and all that it has started have ended."""
-        if self._keeper is None:
+        if self._line is None:
             return
-        try:
-            self._keeper.wait(GRACE_S + _PATIENCE_S)
-        except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + GRACE_S + _PATIENCE_S
+        while not self._line.gone and (left := deadline - time.monotonic()) > 0:
+            self._line.heard(left)
+        if not self._line.gone:
             log.warning("a service does not end and is killed", extra={"service": self.name})
-            trees.kill_tree(self._keeper.pid)
-            self._keeper.wait()
-        if self._line is not None:
-            self._line.close()
+            trees.kill_tree(self._keeper)
+        if self._process is not None:
+            self._process.wait()
+        self._line.close()
+
+    @property
+    def _door(self) -> Path | None:
+        """Where its keeper is found by later stages, but for the keeper's pid; None where it ends with this one."""
+        owner = self._spot.owner
+        if owner is None or self._definition.get("keep") is None:
+            return None
+        return owner.door(self.name, self._place, self._spot.gpus)
 
     def _begin(self) -> None:
         """At a port that is free."""
         self._port = self._spot.free_port()
         self._ports_tried += 1
-        self._launch = launch(self.name, self._definition, self._place, port=self._port, key=self._spot.key)
-        env = environment(
-            self._definition, self._launch, port=self._port, key=self._spot.key, gpus=device_names(self._spot.gpus)
-        )
+        key, gpus = self._key, device_names(self._spot.gpus)
+        self._launch = launch(self.name, self._definition, self._place, port=self._port, key=key)
+        env = environment(self._definition, self._launch, port=self._port, key=key, gpus=gpus)
+        owner, door = self._spot.owner, self._door
+        if owner is not None and door is not None:
+            env[trees.MARK] = "kept"
+            kept_as = {"door": str(door), "worker": list(owner.worker)}
+        else:
+            kept_as = {}
         assert self._line is not None
         self._line.send(
             {
                 "start": self._launch.argv,
                 "env": env,
                 "folder": self._launch.folder,
-                "log": str(self._spot.log),
+                "log": str(self._log),
+                "told": {"port": self._port, "key": key, "log": str(self._log)},
+                **kept_as,
             }
         )
 
@@ -156,7 +195,7 @@ class Service:
             raise self._down(f"{told}, after it had been started a second time")
         log.warning(
             "a service has died and is started again",
-            extra={"service": self.name, "status": status, "log": str(self._spot.log)},
+            extra={"service": self.name, "status": status, "log": str(self._log)},
         )
         self.healthy, self._restarted = False, True
         self._deadline = time.monotonic() + self._definition["start_timeout"]
@@ -165,8 +204,7 @@ class Service:
 
     def _settle(self) -> None:
         """Something at its port is healthy: is it ours?"""
-        assert self._keeper is not None
-        if not ports.is_anothers(self._port, trees.below(self._keeper.pid)):
+        if not ports.is_anothers(self._port, trees.below(self._keeper)):
             self.healthy = True
         elif self._ports_tried < _PORTS and not self._restarted:
             log.warning("another process answers at the port", extra={"service": self.name, "port": self._port})
@@ -187,6 +225,6 @@ class Service:
                 connection.close()
 
     def _down(self, what: str) -> ServiceDown:
-        tail = log_tail(self._spot.log, _TAIL).replace(self._spot.key, "…").strip()
-        end = f"The end of its log, {self._spot.log}:\n{tail}" if tail else f"Its log, {self._spot.log}, is empty."
+        tail = log_tail(self._log, _TAIL).replace(self._key, "…").strip()
+        end = f"The end of its log, {self._log}:\n{tail}" if tail else f"Its log, {self._log}, is empty."
         return ServiceDown(f"service {self.name} {what}. {end}")

@@ -22,6 +22,7 @@ from engine.errors import ServiceDown
 from engine.log import get_logger
 from engine.runtime import ports
 from engine.runtime.context import Address, Stopped
+from engine.runtime.kept import Owner
 from engine.runtime.service import Service, Spot
 from engine.runtime.stopwatch import spent
 
@@ -44,6 +45,8 @@ class Around:
     alive: Callable[[], None] = lambda: None
     """Called again and again while they start: the stage does not stand still."""
     free_port: Callable[[], int] = ports.free_port
+    owner: Owner | None = None
+    """Among whose stages services may be handed on."""
 
 
 @contextmanager
@@ -70,6 +73,7 @@ def running(
                 raise
             if team.failure is not None:
                 raise team.failure
+        team.hand_over()
     finally:
         team.end()
 
@@ -87,7 +91,7 @@ class _Team:
         left = around.gpus
         for name, definition in definitions.items():
             gpus, left = left[: definition["gpus"]], left[definition["gpus"] :]
-            spot = Spot(around.logs(name), gpus, secrets.token_urlsafe(32), around.free_port)
+            spot = Spot(around.logs(name), gpus, secrets.token_urlsafe(32), around.free_port, around.owner)
             self.services.append(Service(name, definition, places.get(name, {}), spot))
 
     def start(self) -> None:
@@ -118,6 +122,11 @@ class _Team:
             self._over.set()
             signal.signal(signal.SIGUSR2, before)
             watcher.join()
+
+    def hand_over(self) -> None:
+        """Leave those that may be kept to the next stage."""
+        for service in self.services:
+            service.hand_over()
 
     def end(self) -> None:
         """Stop all, side by side. Returns once nothing of them is left."""

@@ -22,6 +22,7 @@ from uuid import UUID
 
 from engine.runtime import stopwatch
 from engine.settings import Settings
+from engine.store.processes import process_started
 from engine.store.stages import Claimed, Outcome
 
 _SUFFIX = ".task"
@@ -39,13 +40,17 @@ class Task:
     """CPU threads; None for all that the machine has."""
     service_gpus: tuple[str, ...] = ()
     """Those of its services."""
+    worker: tuple[int, float] | None = None
+    """Pid and start time of the worker that began it."""
 
     @classmethod
     def lent(cls, claimed: Claimed, settings: Settings, gpus: tuple[str, ...], threads: int | None) -> Task:
-        """An attempt that was lent these GPUs: its services get the last ones."""
+        """An attempt that this process, its worker, lends these GPUs: its services get the last ones."""
         services = claimed.config.get("services", {})
         own = len(gpus) - sum(service["gpus"] for service in services.values())
-        return cls(claimed, settings, gpus[:own], threads, gpus[own:])
+        pid = os.getpid()
+        worker = None if (started := process_started(pid)) is None else (pid, started)
+        return cls(claimed, settings, gpus[:own], threads, gpus[own:], worker)
 
     @property
     def path(self) -> Path:
@@ -84,6 +89,7 @@ class Task:
             "gpus": list(self.gpus),
             "threads": self.threads,
             "service_gpus": list(self.service_gpus),
+            "worker": self.worker,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".draft")
@@ -103,6 +109,7 @@ class Task:
             gpus=tuple(data["gpus"]),
             threads=data.get("threads"),
             service_gpus=tuple(data.get("service_gpus", ())),
+            worker=None if data.get("worker") is None else tuple(data["worker"]),
         )
 
     def write_outcome(self, outcome: Outcome) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from engine.store.processes import process_started
 
+MARK = "RLX_ATTEMPT"
+"""Environment variable that a stage's process hands on to whatever it starts; its value names the attempt."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from engine.runtime.context import Address, StageContext, Stopped
+from engine.store.processes import process_started
 
 
 def get(address: Address, path: str) -> Any:
@@ -72,3 +73,10 @@ def generate(ctx: StageContext) -> None:
     Path(ctx.extra["gate"]).with_suffix(".draft").write_text(json.dumps(answers))
     Path(ctx.extra["gate"]).with_suffix(".draft").rename(Path(ctx.extra["gate"]).with_suffix(".reached"))
     threading.Event().wait()
+
+
+def who_lives(ctx: StageContext) -> None:
+    """Write down which of all services that were ever started live, where `extra.gate` stands."""
+    started = Path(ctx.extra["gate"]).with_name("starts").read_text().split()
+    alive = [int(pid) for pid in started if process_started(int(pid)) is not None]
+    (ctx.output_dir / "alive.json").write_text(json.dumps(alive))

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,23 @@ def test_how_a_stage_fails(
     with lab.db.write() as session:
         runs.request_stop(session, runs.get(session, RunId(run.id)), now=utc_now())
     lab.ended(run)
+
+
+@pytest.mark.parametrize("whom", ["worker", "nursery"])
+def test_a_kept_service_ends_with_its_worker(lab: Lab, beside: Callable[..., Stage], tmp_path: Path, whom: str) -> None:
+    first, later = beside("ask", keep=600.0), beside("ask", name="later", keep=600.0)
+    between = replace(beside("hold"), config={}, inputs={"before": "ask"})
+    run = lab.submit(first, between, replace(later, inputs={"before": "hold"}))
+    worker = lab.embedded(run)
+    (stage,) = held(lab)
+    (service,) = left(tmp_path / "odd")
+
+    if whom == "worker":
+        worker.kill()
+        until(lambda: process_started(service) is None, "it ends with its worker", 30)
+        return
+    os.kill(_parent(stage), signal.SIGKILL)  # the stages die with it; what is kept is the worker's
+    lab.gate.touch()
+
+    assert lab.ended(run) == "succeeded"
+    assert json.loads(lab.output(run, "later", "pids.json")) == {"odd": service}
