@@ -28,8 +28,8 @@ from engine.runtime.task import Task, device_names
 from engine.store.artifact_store import ArtifactStore
 from engine.store.stages import Outcome
 
-OpenFunctions = Callable[[Mapping[str, Any]], Functions]
-"""Opens the user's functions that a stage's config holds."""
+OpenFunctions = Callable[[Mapping[str, Any], Mapping[str, Address]], Functions]
+"""Opens the user's functions that a stage's config holds; its services may be of use to them."""
 
 
 def run_stage(task: Task, open_functions: OpenFunctions) -> Outcome:

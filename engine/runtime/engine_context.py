@@ -61,7 +61,7 @@ class EngineContext:
     def __init__(
         self,
         task: Task,
-        open_functions: Callable[[Mapping[str, Any]], Functions],
+        open_functions: Callable[[Mapping[str, Any], Mapping[str, Address]], Functions],
         stop: threading.Event,
         clock: Clock = utc_now,
         *,
@@ -106,7 +106,7 @@ class EngineContext:
     @cached_property
     def functions(self) -> Functions:
         """The user's functions; their process starts when they are first asked for."""
-        return TracedFunctions(self._open_functions(self.config), self.trace)
+        return TracedFunctions(self._open_functions(self.config, self.services), self.trace)
 
     @property
     def should_stop(self) -> bool:

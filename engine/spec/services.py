@@ -16,6 +16,8 @@ from pydantic import Field, field_validator, model_validator
 from engine.spec.base import Duration, SpecModel, complaint
 from engine.spec.model import Model
 
+SCORING = ("reward", "command")
+"""Kinds that may stand in `dataset.score_by`."""
 PLACEHOLDERS = ("host", "port", "key")
 _SLOT = re.compile(r"\{(\w+)\}")
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"

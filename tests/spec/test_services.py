@@ -81,3 +81,35 @@ def test_what_is_refused(desk: Any, line: str, said: str) -> None:
 
 def test_the_terms_that_no_cache_key_counts_are_keys_of_services() -> None:
     assert {*TERMS} <= {key for kind in KINDS for key in kind.model_fields}
+
+
+def scored_by(spec: str, name: str) -> str:
+    head, _, rest = spec.partition("  score_fn: |")
+    return head + f"  score_by: {name}\n  done_fn:" + rest.partition("  done_fn:")[2]
+
+
+def test_a_service_may_score_in_place_of_a_function(desk: Any) -> None:
+    text = with_services(scored_by(desk.spec, "judge"), "judge: {kind: reward, model: org/judge}")
+    experiment = desk.load(text).experiment
+    assert (experiment.dataset.score_by, experiment.dataset.scores) == ("judge", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "service", "said"),
+    [
+        ("juge", "judge: {kind: reward, model: org/judge}", "Did you mean 'judge'?"),
+        ("judge", "judge: {kind: vllm, model: org/judge}", "is a vllm: only a reward or command scores texts"),
+    ],
+)
+def test_not_every_service_scores(desk: Any, name: str, service: str, said: str) -> None:
+    (problem,) = desk.problems(with_services(scored_by(desk.spec, name), service))
+    assert said in str(problem)
+    assert problem.path == "dataset.score_by"
+
+
+def test_two_that_score_are_one_too_many(desk: Any) -> None:
+    text = with_services(
+        desk.spec.replace("  score_fn:", "  score_by: judge\n  score_fn:"), "judge: {kind: reward, model: org/judge}"
+    )
+    (problem,) = desk.problems(text)
+    assert "score_fn and score_by exclude each other" in str(problem)
