@@ -139,6 +139,10 @@ class Unreachable(RlxError):
     retryable = True
 
 
+class ServiceDown(Unreachable):
+    """A service that a stage needs did not become healthy, or died; the message ends with its log's tail."""
+
+
 class Refused(RlxError):
     """The request is well formed, but the state of things forbids it."""
 

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.store.processes import die_with
-from workers import trees, wire
+from engine.runtime import trees
+from workers import wire
 
-MARK = "RLX_ATTEMPT"
-"""Environment variable that a stage's process hands on to whatever it starts."""
+MARK = trees.MARK
 
 _MOST = 100
 """Stages in one process: what leaks a little in each does not grow for ever."""
@@ -66,7 +65,7 @@ def live(request: Mapping[str, Any], nursery: int, line: socket.socket | None) -
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
-        die_with(nursery)
+        trees.die_with(nursery)
         line = _close_all_but(line)
         code = _carry_out(request, line)
     except BaseException:  # noqa: BLE001 - the process ends here, and its log says why

@@ -20,9 +20,10 @@ from uuid import UUID
 
 from engine.errors import RlxError
 from engine.log import get_logger
+from engine.runtime import trees
+from engine.runtime.door import knock
 from engine.store.processes import process_started
-from workers import trees, wire
-from workers.door import knock
+from workers import wire
 
 log = get_logger(__name__)
 

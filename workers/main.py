@@ -26,6 +26,7 @@ from engine.store.processes import host_name, process_started
 from engine.store.session import Database, open_database
 from engine.store.tables import WorkerId
 from engine.store.workers import Drain, WorkerStatus
+from workers import kept
 from workers.children import Children
 from workers.crew import Crew
 from workers.devices import Devices, gpus_here
@@ -159,6 +160,7 @@ def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> int
                 log.info("told to drain", extra={"how": told.value})
                 drain = told
                 crew.close()
+            _quietly(lambda: kept.end_unneeded(deps.settings, deps.db))
         if drain is Drain.NOW or (drain is Drain.AFTER_CURRENT and not crew.size):
             return ExitCode.OK
         _quietly(crew.look)

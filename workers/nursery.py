@@ -27,12 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from engine import log
+from engine.runtime import trees
+from engine.runtime.door import Door
+from engine.runtime.keeper import KEEPER
 from engine.runtime.seeds import seed_numpy
 from engine.settings import read_settings
 from engine.store.connection import make_engine
-from workers import memory, trees, wire
+from workers import memory, wire
 from workers.born import MARK, live
-from workers.door import Door
 
 NEEDED = ("numpy.random", "workers.stage_process")
 """What every stage's process runs on."""
@@ -247,7 +249,9 @@ class Nursery:
             trees.kill_tree(leader)
         for pid in trees.children(os.getpid(), entries) - set(self._children):
             mark = trees.marked(pid, MARK)
-            if mark == name or (mark is None and not self._alive()):
+            keeper = trees.marked(pid, KEEPER)
+            orphaned = keeper is not None and int(keeper) not in entries  # of a service whose keeper was killed
+            if mark == name or orphaned or (mark is None and not self._alive()):
                 trees.kill_tree(pid)
 
     def _childless(self) -> bool:

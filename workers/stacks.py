@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from workers import trees
+from engine.runtime import trees
 
 _PATIENCE_S = 2.0
 """For one process to write its stacks."""

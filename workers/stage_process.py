@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import SpecError
-from engine.functions.client import open_functions
-from engine.functions.sources import Sources
+from engine.functions.served import open_scored
 from engine.runtime.child import run_stage
-from engine.runtime.context import Functions
+from engine.runtime.context import Address, Functions
 from engine.runtime.task import Task
 
 
@@ -22,9 +21,8 @@ def main(path: Path) -> int:
     return 0 if outcome.kind == "succeeded" else 1
 
 
-def open_configured(config: Mapping[str, Any]) -> Functions:
+def open_configured(config: Mapping[str, Any], services: Mapping[str, Address]) -> Functions:
     """The functions of the dataset block that a stage reads. Raises SpecError where it reads none."""
-    dataset = config.get("dataset")
-    if dataset is None:
+    if config.get("dataset") is None:
         raise SpecError("the stage asks for the user's functions, but does not declare to read `dataset`")
-    return open_functions(Sources.of(dataset))
+    return open_scored(config, services)

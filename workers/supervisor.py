@@ -27,6 +27,7 @@ from engine.store.processes import host_name
 from engine.store.session import Database
 from engine.store.stages import Claimed, Outcome, Signal
 from engine.store.tables import StageId, WorkerId
+from workers import kept
 from workers.children import Child, Children, NoChild
 from workers.devices import gpu_ids, threads_of
 from workers.vigil import Vigil
@@ -91,7 +92,7 @@ def supervise(stage_id: StageId, devices: Sequence[str], deps: Deps) -> bool:
         )
     if claimed is None:  # announced twice, cancelled, or answered from the cache: all are normal
         return False
-    task = Task(claimed, deps.settings, gpu_ids(devices), threads_of(devices, deps.slots))
+    task = Task.lent(claimed, deps.settings, gpu_ids(devices), threads_of(devices, deps.slots))
     _see_through(task, "stage started", lambda: _run_child(task, deps), deps)
     return True
 
@@ -118,6 +119,8 @@ def _see_through(task: Task, beginning: str, run: Callable[[], Outcome], deps: D
         log.warning("the attempt is stale, its end is not recorded", extra=fields | {"error": str(error)})
     finally:
         task.clear()
+        with suppress(*AWAY):
+            kept.end_unneeded(deps.settings, deps.db)
 
 
 def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float = 0.0) -> Outcome:
@@ -125,6 +128,7 @@ def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float 
     try:
         if child is None:
             _open_log(task)
+            kept.make_room(task)
             task.write()
             claimed = task.claimed
             child = deps.children.spawn(

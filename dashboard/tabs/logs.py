@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import streamlit as st
 
@@ -9,6 +11,7 @@ from dashboard import evidence, parts, state, wording
 from dashboard.evidence import AttemptRow
 from dashboard.queries import RunDetail
 from dashboard.state import BOUND
+from engine.runtime.task import service_logs
 
 
 def show(run: RunDetail) -> None:
@@ -72,4 +75,10 @@ def _log(run: RunDetail, row: AttemptRow) -> None:
         st.caption("The end of the log. All of it:")
     else:
         st.caption("Nothing was written to the log so far. To follow it:")
-    parts.command(f"rlx logs {run.handle}" + (" -f" if run.status in wording.ACTIVE else ""))
+    follow = " -f" if run.status in wording.ACTIVE else ""
+    parts.command(f"rlx logs {run.handle}{follow}")
+    for service, log in service_logs(row.log_path).items():
+        st.caption(f"The service {wording.plain(service)} that ran beside it:")
+        if text := evidence.log_end(replace(row, log_path=str(log), log_tail=""), parts.settings().logs):
+            parts.shown(text, height=220, wrap=False)
+        parts.command(f"rlx logs {run.handle} --service {service}{follow}")

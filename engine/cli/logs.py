@@ -30,6 +30,9 @@ def logs(
     attempt: Annotated[
         int | None, typer.Option(min=1, help="Only of this attempt; by default each stage's last.")
     ] = None,
+    service: Annotated[
+        str | None, typer.Option(help="The log of this service, in place of those of the stages beside which it ran.")
+    ] = None,
     lines: Annotated[
         int | None, typer.Option("--lines", "-n", min=0, help="Only so many lines from the end of each log.")
     ] = None,
@@ -50,26 +53,34 @@ def logs(
     with db.read() as session:
         run = runs.find(session, handle)
         run_id, name = RunId(run.id), run.handle
-    found = attempts(db, run_id, stage, attempt)
+    found = attempts(db, run_id, stage, attempt, service)
     if not found and not follow:
-        raise NotFound(_nothing(name, stage, attempt))
+        raise NotFound(_nothing(name, stage, attempt, service))
     if as_json:
         answer_json([{**row, "text": _text(row, lines)} for row in found])
         return
     if not follow:
         for row in found:
             if len(found) > 1:
-                answer(style(f"== {row['stage']}, attempt {row['number']} ==", "bright_black"))
+                answer(style(_heading(row), "bright_black"))
             answer(printable(_text(row, lines)).rstrip("\n"))
+        if others := sorted({other for row in found for other in row["services"]} - {service}):
+            talk(f"services that ran beside: {', '.join(others)} (--service NAME shows their logs)")
         return
     for text in followed(
-        lambda: attempts(db, run_id, stage, attempt), lambda: _over(db, run_id), lambda: time.sleep(0.3), lines
+        lambda: attempts(db, run_id, stage, attempt, service), lambda: _over(db, run_id), lambda: time.sleep(0.3), lines
     ):
         answer(text)
 
 
-def attempts(db: Database, run_id: RunId, stage: str | None, attempt: int | None) -> list[dict[str, Any]]:
-    """The attempts whose logs were asked for, in the plan's order: the last of each stage, or the one numbered so."""
+def attempts(
+    db: Database, run_id: RunId, stage: str | None, attempt: int | None, service: str | None = None
+) -> list[dict[str, Any]]:
+    """The attempts whose logs were asked for, in the plan's order: the last of each stage, or the one numbered so.
+
+    With a `service`, those beside which it ran; their log is its.
+    """
+    from engine.runtime.task import service_logs
     from engine.store import stages
     from engine.store.tables import StageId
 
@@ -80,13 +91,33 @@ def attempts(db: Database, run_id: RunId, stage: str | None, attempt: int | None
                 rows = [row for row in stages.attempts(session, StageId(found.id)) if attempt in (None, row.number)]
                 chosen += [(found.name, row) for row in rows[-1:]]
     fields = ("number", "status", "error", "log_path", "log_tail")
-    return [{"stage": name, **{field: getattr(row, field) for field in fields}} for name, row in chosen]
+    rows_of = [{"stage": name, **{field: getattr(row, field) for field in fields}} for name, row in chosen]
+    found_rows = [{**row, "services": list(service_logs(row["log_path"]))} for row in rows_of]
+    if service is None:
+        return found_rows
+    return [
+        {
+            **row,
+            "service": service,
+            "log_path": str(service_logs(row["log_path"])[service]),
+            "log_tail": "",
+            "error": None,
+        }
+        for row in found_rows
+        if service in row["services"]
+    ]
 
 
-def _nothing(handle: str, stage: str | None, attempt: int | None) -> str:
+def _heading(row: dict[str, Any]) -> str:
+    of_service = f", service {row['service']}" if row.get("service") else ""
+    return f"== {row['stage']}, attempt {row['number']}{of_service} =="
+
+
+def _nothing(handle: str, stage: str | None, attempt: int | None, service: str | None) -> str:
     what = f"stage {stage!r}" if stage is not None else "it"
     which = f" attempt {attempt} at" if attempt is not None else ""
-    return f"{handle} has no log of{which} {what} yet; `rlx show {handle}` lists its stages and attempts"
+    of = f" of a service {service!r} beside" if service is not None else " of"
+    return f"{handle} has no log{of}{which} {what} yet; `rlx show {handle}` lists its stages and attempts"
 
 
 def _text(row: dict[str, Any], lines: int | None) -> str:
@@ -124,7 +155,7 @@ def followed(
                 continue
             first = key not in places
             if first:
-                yield style(f"== {row['stage']}, attempt {row['number']} ==", "bright_black")
+                yield style(_heading(row), "bright_black")
             with Path(file).open("rb") as log:
                 log.seek(places.get(key, 0))
                 data = log.read()

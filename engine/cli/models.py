@@ -17,7 +17,7 @@ from engine.plan.hashing import sha256_of
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from engine.plan.stage import Plan
+    from engine.plan.stage import Plan, Stage
     from engine.store.tables import Run
 
 _SMALL = 4 << 20
@@ -40,28 +40,50 @@ class FoundCheckpoint:
 
 
 def with_models(plan: Plan, model_name: str) -> Plan:
-    """The plan with what its model's name leads to: a run's checkpoint, or the content of a local directory.
+    """The plan with what the names of its model and its services' models lead to: a run's checkpoint, or the content
+    of a local directory.
 
     Any other plan stays as it is. Raises NotFound or ModelError.
     """
+    plan = replace(plan, stages=tuple(_with_served(stage) for stage in plan.stages))
+    found = led_to(model_name)
+    return _with_extra(plan, {f"model_{key}": value for key, value in found.items()}) if found else plan
+
+
+def led_to(name: str, preferred: Sequence[str] = PREFERRED) -> dict[str, str]:
+    """Where a model's name leads: `path` and `sha256` of a run's checkpoint, `content` of a directory; else nothing.
+
+    Raises NotFound or ModelError.
+    """
     from engine.lm.reference import parse
 
-    if parse(model_name).kind == "path":
-        folder = Path(model_name).expanduser()
-        return _with_extra(plan, {"model_content": content(folder)}) if folder.is_dir() else plan
-    if not model_name.startswith("run:"):
-        return plan
+    if parse(name).kind == "path":
+        folder = Path(name).expanduser()
+        return {"content": content(folder)} if folder.is_dir() else {}
+    if not name.startswith("run:"):
+        return {}
     from engine.cli.places import required_store
     from engine.store import runs
 
-    handle, _, label = model_name.removeprefix("run:").partition("@")
+    handle, _, label = name.removeprefix("run:").partition("@")
     # `run:@last@best`: the handle itself may begin with an @.
     if not handle:
         last, _, label = label.partition("@")
         handle = f"@{last}"
     with required_store().read() as session:
         found = checkpoint(session, runs.find(session, handle), label or "best")
-    return _with_extra(plan, {"model_path": str(model_folder(found.path)), "model_sha256": found.sha256})
+    return {"path": str(model_folder(found.path, preferred)), "sha256": found.sha256}
+
+
+def _with_served(stage: Stage) -> Stage:
+    """The stage, told what its services' models are: it counts in its key, and says where they are started from."""
+    served: dict[str, dict[str, dict[str, str]]] = {}
+    for name, service in stage.config.get("services", {}).items():
+        preferred = ("reward", *PREFERRED) if service["kind"] == "reward" else PREFERRED
+        roles = {role: led_to(service[role], preferred) for role in ("model", "lora") if service.get(role)}
+        if found := {role: told for role, told in roles.items() if told}:
+            served[name] = found
+    return replace(stage, extra={**stage.extra, "served": served}) if served else stage
 
 
 def content(folder: Path) -> str:
@@ -101,11 +123,11 @@ def checkpoint(session: Session, run: Run, label: str) -> FoundCheckpoint:
     return FoundCheckpoint(run.handle, session.get_one(Stage, found.stage_id).name, found.step, path, found.sha256)
 
 
-def model_folder(path: Path) -> Path:
+def model_folder(path: Path, preferred: Sequence[str] = PREFERRED) -> Path:
     """The Hugging Face directory in a checkpoint. Raises ModelError where there is none, or no telling which."""
     folders = sorted(folder.parent for folder in path.glob("*/*config.json"))
     names: Sequence[str] = list(dict.fromkeys(folder.name for folder in folders))
-    for name in (*PREFERRED, *(names if len(names) == 1 else ())):
+    for name in (*preferred, *(names if len(names) == 1 else ())):
         if name in names:
             return path / name
-    raise ModelError(f"{path} holds no model, or none called {' or '.join(PREFERRED)}: {', '.join(names) or 'nothing'}")
+    raise ModelError(f"{path} holds no model, or none called {' or '.join(preferred)}: {', '.join(names) or 'nothing'}")

@@ -46,6 +46,8 @@ def probe_functions(variant: Compiled, *, host: HostProcess | None = None) -> No
     report = preflight(Sources.of(dataset), items, render, starts=starts(variant), host=host)
     for warning in report.warnings:
         warn(warning)
+    if (service := dataset.get("score_by")) is not None:
+        warn(f"dataset.score_by: the service {service} runs beside stages alone, so its scores were not probed")
     if report.problems:
         raise SpecError([located(problem, variant.loaded.origin) for problem in report.problems])
 

@@ -85,7 +85,7 @@ def queue(
     from engine.cli import provenance
     from engine.cli.models import with_models
     from engine.clock import utc_now
-    from engine.functions.sources import Sources
+    from engine.functions.sources import reward_hash
     from engine.store import runs
 
     experiment, captured = variant.loaded.experiment, captured or provenance.capture()
@@ -102,7 +102,7 @@ def queue(
         packages=captured.packages,
         hardware=captured.hardware,
         tiny=tiny,
-        functions_hash=Sources.of(variant.loaded.resolved["dataset"]).hash,
+        functions_hash=reward_hash(variant.loaded.resolved),
         no_cache=no_cache,
         max_attempts=experiment.retries.max_attempts,
         retries=experiment.retries.model_dump(mode="json", exclude={"max_attempts"}),

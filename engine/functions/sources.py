@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
-from engine.plan.hashing import sha256_of
+from engine.plan.hashing import served, sha256_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,18 @@ class Sources:
     def hash(self) -> str:
         """SHA-256 over all sources and the cost of a turn: the version of the reward."""
         return sha256_of(asdict(self))
+
+
+def is_scored(dataset: Mapping[str, Any]) -> bool:
+    """Whether a conversation about a resolved dataset block gets a score: by a function, or by a service."""
+    return bool(dataset.get("score_fn") or dataset.get("score_by"))
+
+
+def reward_hash(spec: Mapping[str, Any]) -> str:
+    """The version of the reward that a resolved spec asks for: its functions, and the service that scores, if any."""
+    dataset = spec["dataset"]
+    functions, name = Sources.of(dataset).hash, dataset.get("score_by")
+    return functions if name is None else sha256_of({"functions": functions, "service": served(spec["services"][name])})
 
 
 FUNCTIONS = ("score_fn", "done_fn", "split_fn", "reply_fn")

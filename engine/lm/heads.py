@@ -84,14 +84,14 @@ def new_head(
 
 
 def load_head(
-    folder: Path | str,
+    folder: Source | Path | str,
     tokenizer: Any,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ScalarHead:
     """A head that `ScalarHead.save` wrote, equal to what was saved. Raises ModelError."""
-    source = Source(str(folder))
+    source = folder if isinstance(folder, Source) else Source(str(folder))
     with translated_errors(source), _quiet():
         if source.is_adapter():
             base = AutoModelForSequenceClassification.from_pretrained(
@@ -99,7 +99,7 @@ def load_head(
             )
             model: Any = PeftModel.from_pretrained(base, source.path, is_trainable=True)
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(source.path, dtype=dtype)
+            model = AutoModelForSequenceClassification.from_pretrained(source.path, dtype=dtype, **source.options())
     model.to(device)
     model.eval()
     return ScalarHead(model, tokenizer)

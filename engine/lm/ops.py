@@ -5,6 +5,7 @@ Each has its derivative beside its value; tests check them by finite differences
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -51,10 +52,10 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Row-wise inner products [N] of [N, D], in the rows' own precision: autocast would round them to half of it."""
-    if not torch.is_autocast_enabled(a.device.type):
-        return torch.linalg.vecdot(a, b)
-    with torch.autocast(a.device.type, enabled=False):
-        return torch.linalg.vecdot(a, b)
+    kind = a.device.type
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        products: Tensor = torch.linalg.vecdot(a, b)
+    return products
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

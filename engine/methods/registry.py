@@ -6,7 +6,7 @@ Light: importing this never imports torch. The heavy stage modules are named by 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -61,4 +61,12 @@ def configs() -> dict[str, type[SpecModel]]:
 def plan(experiment: Experiment, set_paths: frozenset[str] = frozenset()) -> Plan:
     """The plan of an experiment, by its method. Raises SpecError for fields that no stage reads."""
     method = METHODS[experiment.algorithm.name]  # type: ignore[attr-defined]  # the union guarantees it
-    return compile_plan(experiment, method.stages(experiment), set_paths)
+    stages = [_scored(stage, experiment.dataset.score_by) for stage in method.stages(experiment)]
+    return compile_plan(experiment, stages, set_paths)
+
+
+def _scored(stage: Stage, service: str | None) -> Stage:
+    """The stage beside the service that scores, if one does and the stage asks for scores: one that makes no model."""
+    if service is None or "dataset" not in stage.reads or stage.kind.endswith(".prepare"):
+        return stage
+    return replace(stage, services=(*stage.services, service))

@@ -36,6 +36,7 @@ def tiny_experiment(experiment: Experiment) -> Experiment:
             "hardware": Hardware(
                 device="cpu", queue=experiment.hardware.queue, threads=experiment.hardware.threads, timeout=600.0
             ),
+            "services": {name: found.model_copy(update={"gpus": 0}) for name, found in experiment.services.items()},
             "evaluation": experiment.evaluation.model_copy(update={"every": 1, "runs_per_item": 2}),
         }
     )

@@ -16,30 +16,50 @@ from engine.plan.graph import ordered
 from engine.plan.stage import Plan, Resources, Stage
 from engine.spec.experiment import Experiment
 from engine.spec.hardware import StageHardware
+from engine.spec.services import unknown_service
 
 # What the engine itself acts on: no stage needs to read these for them to have an effect.
 READ_BY_ENGINE = ("version", "name", "description", "seed", "hardware", "retries", "priority", "tags", "notes", "sweep")
+_JUDGED_APART = ("services",)
+"""What stages name one by one: see `_services`."""
 
 
 def compile_plan(experiment: Experiment, stages: Sequence[Stage], set_paths: Collection[str] = ()) -> Plan:
     """The plan of `experiment`, whose stages its method's planner has listed.
 
     `set_paths` are the dotted paths that the user wrote. Raises SpecError for one that no stage reads (it
-    would be a silent nothing) and for hardware given to a stage that the plan does not have.
+    would be a silent nothing), for hardware given to a stage that the plan does not have, and where the services that
+    are declared are not those that stages need.
     """
     resolved = experiment.model_dump(mode="json")
     plan = ordered(stages)
-    problems = _unread(set_paths, plan) + _unknown_stages(experiment, plan) + _alone(experiment, plan)
+    problems = (
+        _unread(set_paths, plan)
+        + _unknown_stages(experiment, plan)
+        + _alone(experiment, plan)
+        + _services(experiment, plan)
+    )
     if problems:
         raise SpecError(problems)
     return Plan(
         name=experiment.name,
         seed=experiment.seed,
-        stages=tuple(
-            replace(stage, config=pick(resolved, stage.reads), resources=_resources(experiment, stage))
-            for stage in plan
-        ),
+        stages=tuple(_filled_in(stage, experiment, resolved) for stage in plan),
     )
+
+
+def _filled_in(stage: Stage, experiment: Experiment, resolved: Mapping[str, Any]) -> Stage:
+    config, resources = pick(resolved, stage.reads), _resources(experiment, stage)
+    services = {name: resolved["services"][name] for name in stage.services}
+    services |= {name: service.model_dump(mode="json") for name, service in stage.brings.items()}
+    if not services:
+        return replace(stage, config=config, resources=resources)
+    lent = sum(service["gpus"] for service in services.values())
+    if lent:  # CUDA takes a GPU of the stage's own, beside those of its services
+        own = resources.needs.gpus
+        ranks = resources.processes if resources.launcher == "single" else resources.ranks
+        resources = replace(resources, gpus=own + lent, processes=ranks)
+    return replace(stage, config={**config, "services": services}, resources=resources)
 
 
 def pick(tree: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
@@ -61,12 +81,26 @@ def pick(tree: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
 
 
 def _unread(set_paths: Collection[str], stages: Sequence[Stage]) -> list[Problem]:
-    reads = {path for stage in stages for path in stage.reads} | set(READ_BY_ENGINE)
+    reads = {path for stage in stages for path in stage.reads} | {*READ_BY_ENGINE, *_JUDGED_APART}
     unread = [path for path in sorted(set_paths) if not any(_overlap(path, read) for read in reads)]
     return [
         Problem(f"{path} is set, but no stage of this plan reads it: remove it, or the setting that disables it", path)
         for path in unread
     ]
+
+
+def _services(experiment: Experiment, stages: Sequence[Stage]) -> list[Problem]:
+    """Services that are declared and not used, or used and not declared."""
+    declared, problems = list(experiment.services), []
+    needed = {name: stage.name for stage in reversed(stages) for name in stage.services}
+    for name, stage in needed.items():
+        if name not in declared:
+            problems.append(Problem(f"stage {stage} needs a service: {unknown_service(name, declared)}", "services"))
+    for name in declared:
+        if name not in needed:
+            message = f"no stage of this plan uses the service {name!r}: remove it, or name it where it is to be used"
+            problems.append(Problem(message, f"services.{name}"))
+    return problems
 
 
 def _overlap(path: str, read: str) -> bool:

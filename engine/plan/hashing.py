@@ -58,11 +58,29 @@ def by_content(config: Any) -> Any:
     return config
 
 
+TERMS = frozenset({"gpus", "start_timeout", "keep", "memory", "batch_tokens"})
+"""How a service runs, which changes nothing of what it serves."""
+
+
+def served(service: Mapping[str, Any]) -> dict[str, Any]:
+    """What a service serves: its definition without the terms on which it runs."""
+    return {key: value for key, value in service.items() if key not in TERMS}
+
+
+def by_service(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`config` with what its services serve, and without how they run."""
+    services = config.get("services")
+    if not services:
+        return config
+    return {**config, "services": {name: served(service) for name, service in services.items()}}
+
+
 def cache_key(stage: Stage, seed: int, input_hashes: Mapping[str, str]) -> str:
     """The name under which a stage's output is cached.
 
     Covers its kind and kind's version, the config it reads, what its planner decided, the content hashes of
-    its inputs and the seed, and nothing else: a stage's name, resources and place in the plan do not count.
+    its inputs and the seed, and nothing else: a stage's name, resources and place in the plan do not count, nor
+    does how its services run.
     Raises ValueError where an input has no hash yet.
     """
     missing = sorted(set(stage.inputs) - set(input_hashes))
@@ -72,7 +90,7 @@ def cache_key(stage: Stage, seed: int, input_hashes: Mapping[str, str]) -> str:
         {
             "kind": stage.kind,
             "version": stage.version,
-            "config": by_content(stage.config),
+            "config": by_content(by_service(stage.config)),
             "extra": stage.extra,
             "inputs": {name: input_hashes[name] for name in stage.inputs},
             "seed": seed,

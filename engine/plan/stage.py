@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.spec.services import Service
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Resources:
     """What one attempt at a stage needs from a worker."""
 
     gpus: int = 0
+    """The stage's own and those of its services."""
     slots: int = 1
     queue: str = "default"
     timeout_s: float | None = None
@@ -92,6 +96,10 @@ class Stage:
     """The parts of the resolved spec named by `reads`; filled in by `compile`."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What the planner decided for this stage itself (an iteration's number, a slice); part of the key."""
+    services: tuple[str, ...] = ()
+    """Names of services of the spec that run beside it; `compile` puts them into its config."""
+    brings: Mapping[str, Service] = field(default_factory=dict)
+    """Services that its planner asks for, which the spec need not declare."""
 
 
 @dataclass(frozen=True)

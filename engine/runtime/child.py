@@ -14,14 +14,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
 
-from engine.runtime import autopsy
-from engine.runtime.context import Functions, StageContext, Stopped
+from engine.runtime import autopsy, services
+from engine.runtime.context import Address, Functions, StageContext, Stopped
 from engine.runtime.engine_context import EngineContext
 from engine.runtime.follower import FollowerContext
 from engine.runtime.interruption import Interruption
+from engine.runtime.kept import Owner
 from engine.runtime.late import once_imported
 from engine.runtime.ranks import RankFailed, Ranks
 from engine.runtime.seeds import derive, same_bits_again, seed_numpy, seed_torch
@@ -30,8 +32,8 @@ from engine.runtime.world import ALONE, World
 from engine.store.artifact_store import ArtifactStore
 from engine.store.stages import Outcome
 
-OpenFunctions = Callable[[Mapping[str, Any]], Functions]
-"""Opens the user's functions that a stage's config holds."""
+OpenFunctions = Callable[[Mapping[str, Any], Mapping[str, Address]], Functions]
+"""Opens the user's functions that a stage's config holds; its services may be of use to them."""
 Stage = Callable[[StageContext], None]
 """A stage's code."""
 
@@ -52,9 +54,11 @@ def run_stage(task: Task, open_functions: OpenFunctions) -> Outcome:
         interruption = Interruption.of(os.environ, claimed.handle, claimed.name)
         world = ALONE if ranks is None else ranks.join()
         ctx = EngineContext(task, open_functions, stop, interruption=interruption, world=world)
-        stage(ctx)
-        if ranks is not None:
-            ranks.part()
+        with _services(task, ctx, stop) as ctx.services:
+            world.agree(dict(ctx.services))
+            stage(ctx)
+            if ranks is not None:
+                ranks.part()
         ctx.deliver()
         store = ArtifactStore(task.settings.artifact_url, task.settings.home / "cache")
         with ctx.spent("saving"):
@@ -87,6 +91,16 @@ def load_entry(entry: str) -> Stage:
         return cast(Stage, getattr(importlib.import_module(module), name))
     except AttributeError as error:
         raise ImportError(f"{module} has no function {name!r}") from error
+
+
+def _services(task: Task, ctx: EngineContext, stop: threading.Event) -> AbstractContextManager[Mapping[str, Address]]:
+    """What the stage declared to need beside it, for as long as it works."""
+    claimed, owner = task.claimed, None
+    if task.worker is not None:
+        declared = claimed.config.get("services", {})
+        owner = Owner(task.settings.sockets, str(claimed.run_id), task.worker, declared)
+    around = services.Around(task.service_log, task.service_gpus, ctx.alive, owner=owner)
+    return services.running(ctx.config.get("services", {}), ctx.extra.get("served", {}), around, stop)
 
 
 def _prepare(task: Task) -> None:

@@ -73,6 +73,18 @@ class Restored:
     path: Path
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a service is reached while the stage runs."""
+
+    url: str
+    """`http://127.0.0.1:…`; of a vllm service with its `/v1`, as OpenAI's clients take it."""
+    key: str = field(repr=False)
+    """A client shows it as `Authorization: Bearer …`."""
+    model: str | None = None
+    """What a request calls the model, where the service has one."""
+
+
 class Stops(Protocol):
     """The user's done and split functions over growing texts, one round trip a decoding step."""
 
@@ -155,7 +167,8 @@ class StageContext(Protocol):
     def functions(self) -> Functions: ...
 
     @property
-    def services(self) -> Mapping[str, Any]: ...
+    def services(self) -> Mapping[str, Address]:
+        """The services that the stage declared to need, healthy since before it began."""
 
     @property
     def trace(self) -> Trace:

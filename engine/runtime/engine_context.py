@@ -24,7 +24,7 @@ from engine.clock import Clock, utc_now
 from engine.errors import DiskError, ResumeError, Unreachable
 from engine.log import get_logger
 from engine.runtime import checkpoint, left_behind, shelf
-from engine.runtime.context import Evaluation, Functions, Restored, Sample, SaveModel, State, Stopped
+from engine.runtime.context import Address, Evaluation, Functions, Restored, Sample, SaveModel, State, Stopped
 from engine.runtime.delivery import RETRY_S, Delivery, Hooks
 from engine.runtime.interruption import Interruption
 from engine.runtime.manifest import read_manifest
@@ -62,7 +62,7 @@ class EngineContext:
     def __init__(
         self,
         task: Task,
-        open_functions: Callable[[Mapping[str, Any]], Functions],
+        open_functions: Callable[[Mapping[str, Any], Mapping[str, Address]], Functions],
         stop: threading.Event,
         clock: Clock = utc_now,
         *,
@@ -92,7 +92,7 @@ class EngineContext:
         self.seed = claimed.seed
         self.output_dir = task.output_dir
         self.device = "cuda" if task.gpus else "cpu"
-        self.services: Mapping[str, Any] = MappingProxyType({})
+        self.services: Mapping[str, Address] = MappingProxyType({})
 
     @cached_property
     def rng(self) -> np.random.Generator:
@@ -109,7 +109,7 @@ class EngineContext:
     @cached_property
     def functions(self) -> Functions:
         """The user's functions; their process starts when they are first asked for."""
-        return TracedFunctions(self._open_functions(self.config), self.trace)
+        return TracedFunctions(self._open_functions(self.config, self.services), self.trace)
 
     @property
     def should_stop(self) -> bool:
@@ -119,6 +119,10 @@ class EngineContext:
     def spent(self, activity: str) -> AbstractContextManager[None]:
         """What happens in the `with` block counts as `activity`, less what is counted otherwise within."""
         return self._watch.spent(activity)
+
+    def alive(self) -> None:
+        """A sign of life from what comes before the stage's own code."""
+        self._watch.live()
 
     def log(self, step: int, metrics: Mapping[str, float] | None = None, **more: float) -> None:
         """Record metrics at `step`. Raises DiskError where too many wait, for neither database nor disk takes them."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.runtime import checkpoint
-from engine.runtime.context import Evaluation, Functions, Restored, Sample, SaveModel, State
+from engine.runtime.context import Address, Evaluation, Functions, Restored, Sample, SaveModel, State
 from engine.runtime.seeds import derive
 from engine.runtime.task import Task
 from engine.runtime.trace import SILENT
@@ -24,13 +24,14 @@ from engine.runtime.world import World
 from engine.spec.secrets import resolve_secrets
 from engine.store.artifact_store import ArtifactStore
 
+OpenFunctions = Callable[[Mapping[str, Any], Mapping[str, Address]], Functions]
 NOWHERE = Path(os.devnull)
 
 
 class FollowerContext:
     """See `StageContext`."""
 
-    def __init__(self, task: Task, open_functions: Callable[[Mapping[str, Any]], Functions], world: World) -> None:
+    def __init__(self, task: Task, open_functions: OpenFunctions, world: World) -> None:
         claimed = task.claimed
         self._task, self._claimed, self._open_functions = task, claimed, open_functions
         self.world, self.resources, self.trace = world, claimed.resources, SILENT
@@ -38,7 +39,8 @@ class FollowerContext:
         self.extra: Mapping[str, Any] = MappingProxyType(dict(claimed.extra))
         self.seed = claimed.seed
         self.device = "cuda" if task.gpus else "cpu"
-        self.services: Mapping[str, Any] = MappingProxyType({})
+        nothing: Mapping[str, Address] = {}
+        self.services: Mapping[str, Address] = world.agree(nothing)  # the first rank's
 
     @property
     def output_dir(self) -> Path:
@@ -59,7 +61,7 @@ class FollowerContext:
     @cached_property
     def functions(self) -> Functions:
         """The user's functions, in a process of this rank's own."""
-        return self._open_functions(self.config)
+        return self._open_functions(self.config, self.services)
 
     @property
     def should_stop(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from engine.errors import SpecError
 from engine.plan.stage import Resources
 from engine.runtime import checkpoint, shelf
-from engine.runtime.context import Evaluation, Functions, Restored, Sample, SaveModel, State
+from engine.runtime.context import Address, Evaluation, Functions, Restored, Sample, SaveModel, State
 from engine.runtime.seeds import derive
 from engine.runtime.shelf import Shelf
 from engine.runtime.stopwatch import Stopwatch
@@ -56,7 +56,7 @@ class LocalContext:
         checkpoint_dir: Path | None = None,
         *,
         extra: Mapping[str, Any] | None = None,
-        services: Mapping[str, Any] | None = None,
+        services: Mapping[str, Address] | None = None,
         resources: Resources | None = None,
         name: str = "stage",
     ) -> None:
@@ -65,7 +65,7 @@ class LocalContext:
         self.config, self.seed, self.device = config, seed, device
         self.extra: Mapping[str, Any] = extra or {}
         self.inputs: Mapping[str, Path] = inputs or {}
-        self.services: Mapping[str, Any] = services or {}
+        self.services: Mapping[str, Address] = services or {}
         self.output_dir = output_dir
         output_dir.mkdir(parents=True, exist_ok=True)
         self.rng = np.random.default_rng(derive(seed, name))

@@ -26,8 +26,8 @@ from engine.log import get_logger
 from engine.runtime import autopsy
 from engine.runtime.context import Stopped
 from engine.runtime.task import Task
+from engine.runtime.trees import die_with
 from engine.runtime.world import Group, Meeting, World
-from engine.store.processes import die_with
 from engine.store.stages import Outcome
 
 log = get_logger(__name__)

@@ -130,9 +130,13 @@ class Stopwatch:
         spell = self._spells[activity]
         return spell if threading.get_ident() == self._thread else _NOTHING
 
+    def live(self) -> None:
+        """A sign of life of what is still starting up."""
+        self._page[_BEATS] += 1.0
+
     def beat(self) -> None:
         """A sign of life. The first one ends the start-up."""
-        self._page[_BEATS] += 1.0
+        self.live()
         if self._base == _START_UP and threading.get_ident() == self._thread:
             self._begin_work()
 

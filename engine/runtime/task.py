@@ -9,6 +9,7 @@ One file, for a short stage's time is spent on making and removing files more th
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from uuid import UUID
 
 from engine.runtime import stopwatch
 from engine.settings import Settings
+from engine.store.processes import process_started
 from engine.store.stages import Claimed, Outcome
 
 _SUFFIX = ".task"
@@ -33,8 +35,22 @@ class Task:
     claimed: Claimed
     settings: Settings
     gpus: tuple[str, ...] = ()
+    """The stage's own."""
     threads: int | None = None
     """CPU threads; None for all that the machine has."""
+    service_gpus: tuple[str, ...] = ()
+    """Those of its services."""
+    worker: tuple[int, float] | None = None
+    """Pid and start time of the worker that began it."""
+
+    @classmethod
+    def lent(cls, claimed: Claimed, settings: Settings, gpus: tuple[str, ...], threads: int | None) -> Task:
+        """An attempt that this process, its worker, lends these GPUs: its services get the last ones."""
+        services = claimed.config.get("services", {})
+        own = len(gpus) - sum(service["gpus"] for service in services.values())
+        pid = os.getpid()
+        worker = None if (started := process_started(pid)) is None else (pid, started)
+        return cls(claimed, settings, gpus[:own], threads, gpus[own:], worker)
 
     @property
     def path(self) -> Path:
@@ -50,6 +66,10 @@ class Task:
     def log(self) -> Path:
         """The attempt's log, opened before any user's code is imported."""
         return self.settings.logs / self.claimed.handle / f"{self.claimed.name}-{self.claimed.number}.log"
+
+    def service_log(self, service: str) -> Path:
+        """The log of a service that runs beside this attempt."""
+        return self.log.with_suffix(f".{service}.log")
 
     @property
     def checkpoints(self) -> Path:
@@ -68,6 +88,8 @@ class Task:
             },
             "gpus": list(self.gpus),
             "threads": self.threads,
+            "service_gpus": list(self.service_gpus),
+            "worker": self.worker,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".draft")
@@ -86,6 +108,8 @@ class Task:
             settings=Settings(**{**settings, "home": Path(settings["home"])}),
             gpus=tuple(data["gpus"]),
             threads=data.get("threads"),
+            service_gpus=tuple(data.get("service_gpus", ())),
+            worker=None if data.get("worker") is None else tuple(data["worker"]),
         )
 
     def write_outcome(self, outcome: Outcome) -> None:
@@ -131,6 +155,15 @@ def _line(data: Any) -> bytes:
 def _lines(path: Path) -> list[bytes]:
     """What was written after the stopwatch's page, but for a line that its writer did not live to end."""
     return path.read_bytes()[stopwatch.BYTES :].split(b"\n")[:-1]
+
+
+def service_logs(log: str | Path | None) -> dict[str, Path]:
+    """The logs of the services that ran beside the attempt with this log, by their names: those on this host."""
+    if not log:
+        return {}
+    path = Path(log)
+    found = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}"))
+    return {one.name[len(path.stem) + 1 : -len(path.suffix)]: one for one in found}
 
 
 def log_tail(path: Path, size: int = 16 << 10) -> str:

@@ -150,6 +150,8 @@ class Dataset(SpecModel):
     """More items by name, such as `heldout`, which are evaluated on and never trained on."""
     score_fn: str | None = None
     """Python source of `score_fn(text, answer)`: the score of a finished conversation."""
+    score_by: str | None = None
+    """In place of a `score_fn`: the name of a service that scores (`reward`, or a `command` with `POST /score`)."""
     done_fn: str | None = None
     """Python source of `done_fn(text)`: whether the conversation is over; asked after every token."""
     split_fn: str | None = None
@@ -166,6 +168,17 @@ class Dataset(SpecModel):
         if TRAIN in splits:
             raise complaint(f"the split {TRAIN!r} is what `items` holds: give this one another name", at=TRAIN)
         return splits
+
+    @model_validator(mode="after")
+    def _one_score(self) -> Dataset:
+        if self.score_fn is not None and self.score_by is not None:
+            raise complaint("score_fn and score_by exclude each other: keep one", at="score_by")
+        return self
+
+    @property
+    def scores(self) -> bool:
+        """Whether a conversation gets a score at all."""
+        return self.score_fn is not None or self.score_by is not None
 
     @property
     def split_names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from engine.spec.base import Duration, SpecModel, complaint
 from engine.spec.dataset import Dataset
 from engine.spec.hardware import Hardware
 from engine.spec.model import Model
+from engine.spec.services import SCORING, AnyService, ServiceName, unknown_service
 
 
 class EvaluationPlan(SpecModel):
@@ -89,6 +90,8 @@ class Experiment(SpecModel):
     """The language model that is trained."""
     hardware: Hardware = Hardware()
     """What the run may use."""
+    services: Mapping[ServiceName, AnyService] = Field(default_factory=dict)
+    """Processes that stages need beside them, by name, such as `reader: {kind: vllm, model: org/name}`."""
     evaluation: EvaluationPlan = EvaluationPlan()
     """When and how often the policy is evaluated."""
     retries: Retries = Retries()
@@ -140,8 +143,9 @@ def inconsistencies(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "model.warmup.utterances", "utterances are answered by the dataset's reply_fn, and there is none"
     method = getattr(experiment.algorithm, "name", "this method")
     for name in getattr(experiment.algorithm, "needs", ()):
-        if getattr(dataset, name) is None:
+        if getattr(dataset, name) is None and not (name == "score_fn" and dataset.scores):
             yield "dataset", f"{method} needs dataset.{name}: add it"
+    yield from _scoring(experiment)
     if not getattr(experiment.algorithm, "takes_messages", False):
         for place, item in dataset.inline_items():
             if item.messages is not None:
@@ -149,3 +153,15 @@ def inconsistencies(experiment: Experiment) -> Iterator[tuple[str, str]]:
     refuses = getattr(experiment.algorithm, "refuses", None)
     if refuses is not None:
         yield from refuses(dataset)
+
+
+def _scoring(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """What is wrong with the service that is to score."""
+    name, services = experiment.dataset.score_by, experiment.services
+    if name is None:
+        return
+    if name not in services:
+        yield "dataset.score_by", unknown_service(name, list(services))
+    elif services[name].kind not in SCORING:
+        kinds = " or ".join(SCORING)
+        yield "dataset.score_by", f"the service {name!r} is a {services[name].kind}: only a {kinds} scores texts"

@@ -134,13 +134,24 @@ class Layers:
             for split in splits.value if splits is not None and isinstance(splits.value, dict) else ():
                 root = self._source(root, ("dataset", "splits", split), "sha256")
         root = self._source(root, ("model", "warmup"), "file_sha256")
-        name = root.at("model", "name")
-        if name is not None and isinstance(name.value, str) and is_path(name.value, name):
-            path = located(name)
-            if not path.is_dir():
-                self.problems.append(placed(f"model.name: {absent(path, 'directory')}", "model.name", name.where))
-            root = _set(root, ("model", "name"), Node(os.path.abspath(path), name.where))
+        root = self._folder(root, ("model", "name"))
+        services = root.get("services")
+        for service in services.value if services is not None and isinstance(services.value, dict) else ():
+            root = self._source(root, ("services", service, "corpus"), "sha256")
+            for key in ("model", "lora"):
+                root = self._folder(root, ("services", service, key))
+            root = self._folder(root, ("services", service, "folder"), always=True)
         return root
+
+    def _folder(self, root: Node, path: tuple[str, ...], *, always: bool = False) -> Node:
+        """The tree with the directory named at `path` absolute; `always`: nothing else than one can stand there."""
+        name = root.at(*path)
+        if name is None or not isinstance(name.value, str) or not (always or is_path(name.value, name)):
+            return root
+        folder, dotted = located(name), ".".join(path)
+        if not folder.is_dir():
+            self.problems.append(placed(f"{dotted}: {absent(folder, 'directory')}", dotted, name.where))
+        return _set(root, path, Node(os.path.abspath(folder), name.where))
 
     def _source(self, root: Node, path: tuple[str, ...], key: str) -> Node:
         block = root.at(*path)

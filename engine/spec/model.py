@@ -130,7 +130,8 @@ class Model(SpecModel):
 
     @field_validator("name")
     @classmethod
-    def _leads_somewhere(cls, name: str) -> str:
+    def leads_somewhere(cls, name: str) -> str:
+        """`name`, where it has one of the forms of a model's name. Raises what a validator may."""
         scheme, colon, rest = name.partition(":")
         if colon and scheme == "scratch":
             if rest not in PRESETS:

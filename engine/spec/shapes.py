@@ -41,7 +41,7 @@ class Shape:
         return Shape(tuple(models), any(shape.nullable for shape in shapes), tags)
 
     def tagged(self, tag: str) -> Shape | None:
-        """The models of the union's branch that is called `tag`, or whose `name` is; None where there are none."""
+        """The models of the union's branch that is called `tag`, or whose `name` or `kind` is; None where none is."""
         chosen = tuple(model for model in self.models if tag in (*names_of(model), self.tags.get(model)))
         return Shape(chosen) if chosen else None
 
@@ -51,9 +51,12 @@ class Shape:
 
 
 def names_of(model: type[BaseModel]) -> tuple[str, ...]:
-    """What a model's `name` may be, where that tells it from others."""
-    field = model.model_fields.get("name")
-    return get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
+    """What a model's `name` (or `kind`) may be, where that tells it from others."""
+    for key in ("name", "kind"):
+        field = model.model_fields.get(key)
+        if field is not None and get_origin(field.annotation) is Literal:
+            return get_args(field.annotation)
+    return ()
 
 
 def places_of(

@@ -1,30 +1,10 @@
-"""Processes of this host: whether one still lives, told by its pid and its start time (pids are reused); and dying with
-one's parent."""
+"""Whether a process on this host still lives, told by its pid and its start time (pids are reused)."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 from pathlib import Path
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_SET_PDEATHSIG = 1
-
-
-def prctl(option: int, value: int) -> None:
-    """Ask the kernel for one of its favours to this process. Raises OSError where it refuses."""
-    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent` dies; ends it at once if it already has."""
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def host_name() -> str:

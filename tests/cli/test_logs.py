@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from engine.cli.logs import followed
+from engine.store import stages
 
 
 def test_lines_are_printed_once_and_whole_as_they_are_written(tmp_path):
@@ -39,3 +43,25 @@ def test_only_the_last_lines_of_what_was_there_before(tmp_path):
     rows = [{"stage": "train", "number": 1, "log_path": str(log)}]
     printed = list(followed(lambda: rows, lambda: True, lambda: None, 2))
     assert printed[1:] == ["line 98", "line 99"]
+
+
+def test_the_log_of_a_service_is_shown_by_its_name(lab: Any, rlx: Any, tmp_path: Path) -> None:
+    run = lab.submit()
+    claimed = lab.training(run)
+    log = tmp_path / "train-1.log"
+    log.write_text("training\n")
+    log.with_suffix(".reader.log").write_text("serving\n")
+    (tmp_path / "train-11.judge.log").write_text("of another attempt\n")
+    with lab.db.write() as session:
+        stages.start(session, claimed, pid=1, pid_started=None, log_path=str(log))
+
+    plain = rlx("logs", run.handle, "--stage", "train")
+    chosen = rlx("logs", run.handle, "--service", "reader")
+    as_json = rlx("logs", run.handle, "--service", "reader", "--json").data
+    absent = rlx("logs", run.handle, "--service", "judge")
+
+    assert (plain.out, "services that ran beside: reader" in plain.err) == ("training\n", True)
+    assert chosen.out == "serving\n"
+    assert [(row["stage"], row["service"], row["text"]) for row in as_json] == [("train", "reader", "serving\n")]
+    assert absent.code == 3
+    assert "no log of a service 'judge'" in absent.err

@@ -18,6 +18,7 @@ from sqlalchemy import select
 
 from engine.clock import utc_now
 from engine.plan.stage import Plan
+from engine.runtime import trees
 from engine.settings import Settings, read_settings
 from engine.store import runs, schema, stages
 from engine.store.processes import process_started
@@ -25,7 +26,6 @@ from engine.store.session import Database, open_database
 from engine.store.tables import Attempt, Checkpoint, Run, RunId, Stage, Worker
 from engine.store.transitions import ENDED
 from tests.waiting import until
-from workers import trees
 from workers.children import python_environment
 
 MANY = 1000

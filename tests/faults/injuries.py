@@ -17,11 +17,11 @@ from sqlalchemy import select
 
 from engine.clock import utc_now
 from engine.errors import Refused, Unreachable
+from engine.runtime import trees
 from engine.store import runs
 from engine.store.connection import sqlite_file
 from engine.store.processes import process_started
 from engine.store.tables import Stage
-from workers import trees
 
 if TYPE_CHECKING:
     from tests.faults.servers import Server

@@ -21,7 +21,7 @@ from glob import glob
 from pathlib import Path
 from typing import ClassVar, Self
 
-from workers import trees
+from engine.runtime import trees
 
 READY_WITHIN_S = 120.0
 _OFFERED: set[int] = set()

@@ -72,7 +72,7 @@ def test_bfloat16_computes_about_the_same_gradients(
     for name, parameter in policy.model.named_parameters():
         if parameter.grad is not None and expected[name].norm() > 1e-4:
             likeness = torch.cosine_similarity(parameter.grad.flatten(), expected[name].flatten(), dim=0)
-            assert likeness > 0.95, name
+            assert likeness > 0.9, name
 
 
 def test_entropies_are_summed_in_full_under_autocast(make_policy: Any) -> None:

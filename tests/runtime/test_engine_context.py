@@ -21,7 +21,7 @@ from engine.store.fingerprints import Layer
 from engine.store.session import Database
 
 
-def no_functions(config: object) -> Functions:
+def no_functions(config: object, services: object) -> Functions:
     raise SpecError("none here")
 
 
@@ -181,7 +181,7 @@ def test_what_the_users_functions_answer_is_noted(claim: Callable[..., Task]) ->
         def close(self) -> None: ...
 
     task = claim()
-    ctx = EngineContext(task, lambda config: Answers(), threading.Event())  # type: ignore[arg-type,return-value]
+    ctx = EngineContext(task, lambda config, services: Answers(), threading.Event())  # type: ignore[arg-type,return-value]
     assert ctx.functions.score(["a"], [None]) == [0.5]
     assert ctx.functions.reply(["a"], [None]) == ["yes"]
     assert (ctx.functions.hash, ctx.functions.has_reply) == ("h", True)

@@ -29,7 +29,7 @@ class SFT(Training):
         for place, item in dataset.inline_items():
             if item.messages is None and not isinstance(item.answer, str):
                 yield place, "sft learns to say the answer to a prompt: it has to be text"
-            if item.messages is not None and dataset.score_fn is not None:
+            if item.messages is not None and dataset.scores:
                 yield place, "score_fn scores what the model says to a `prompt`; a conversation has none"
             if item.messages is not None and all(message.role != "assistant" for message in item.messages):
                 yield place, "the assistant says nothing in this conversation: there is nothing to learn"

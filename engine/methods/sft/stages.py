@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engine.errors import DataError
+from engine.functions.sources import is_scored
 from engine.lm import chat, scratch, warmup
 from engine.lm.policy import Policy
 from engine.lm.shares import HERE, Across
@@ -35,7 +36,7 @@ def train(ctx: StageContext) -> None:
     config = SFT.model_validate(ctx.config["algorithm"])
     loader = Loader(ctx)
     policy = loader.policy()
-    if ctx.config["dataset"].get("score_fn"):
+    if is_scored(ctx.config["dataset"]):
         games(ctx, policy)  # what cannot be scored in the end is told now
     splits = wanted_splits(ctx, config, _splits(ctx, config, policy))
     kept = [example for example in splits["train"] if example is not None]
@@ -55,7 +56,7 @@ def train(ctx: StageContext) -> None:
 
 
 def evaluate(ctx: StageContext) -> None:
-    """The trained and the untrained model on every split: log-probabilities, and scores where there is a `score_fn`."""
+    """The trained and the untrained model on every split: log-probabilities, and scores where something scores."""
     config = SFT.model_validate(ctx.config["algorithm"])
     folder, step = trained(ctx)
     loader = Loader(ctx)
@@ -65,7 +66,7 @@ def evaluate(ctx: StageContext) -> None:
         splits = _splits(ctx, config, policy)
         found += _evaluated(policy, splits, f"final/{before}{METRIC}", at, config.batch_tokens, {})
     write_means(ctx, found, "logps.json")
-    if ctx.config["dataset"].get("score_fn"):
+    if is_scored(ctx.config["dataset"]):
         evaluate_all(ctx, [Contestant(f"{before}score", at, policy, 1, None) for before, at, policy in models])
 
 

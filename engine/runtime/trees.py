@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.store.processes import prctl, process_started
+from engine.store.processes import process_started
 
+MARK = "RLX_ATTEMPT"
+"""Environment variable that a stage's process hands on to whatever it starts; its value names the attempt."""
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PATIENCE_S = 5.0
 
@@ -25,9 +30,22 @@ class Entry:
     session: int
 
 
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies; ends it at once if it already has."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent ends, so that none escapes to init."""
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def own_children() -> set[int] | None:
@@ -68,15 +86,33 @@ def children(parent: int, entries: Mapping[int, Entry] | None = None) -> set[int
     return {pid for pid, entry in (table() if entries is None else entries).items() if entry.parent == parent}
 
 
+def below(parent: int, entries: Mapping[int, Entry] | None = None) -> set[int]:
+    """Living processes below `parent`, in whatever session; not itself."""
+    entries = table() if entries is None else entries
+    found = children(parent, entries)
+    while grown := {pid for pid, entry in entries.items() if entry.parent in found} - found:
+        found |= grown
+    return found
+
+
 def kill_tree(leader: int) -> None:
     """End everything in `leader`'s session and below it. Returns when the kernel shows none of it any more.
 
     What is in an uninterruptible wait is given a few seconds; the signal is pending on it then.
     """
+    _kill(lambda: members(leader))
+
+
+def kill_below(parent: int) -> None:
+    """End everything below `parent`, and not itself. Returns as `kill_tree` does."""
+    _kill(lambda: below(parent))
+
+
+def _kill(find: Callable[[], set[int]]) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     doomed: dict[int, float] = {}  # with their start times: one whose parent has ended is no longer found below it
     while time.monotonic() < deadline:
-        found = members(leader)
+        found = find()
         doomed |= {pid: began for pid in found if (began := process_started(pid)) is not None}
         doomed = {pid: began for pid, began in doomed.items() if process_started(pid) == began}
         if not doomed:

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine.runtime import trees
 from engine.store.processes import process_started
-from workers import trees
 
 FAMILY = """
 import subprocess, sys, time
