@@ -88,18 +88,28 @@ class Growth:
             state.logps.append(logp)
             state.pieces.append(piece)
             pieces.append(piece)
+        self._judge(
+            alive,
+            pieces,
+            [
+                "eos" if token in eos else "length" if len(self.rows[row].ids) >= self.rows[row].budget else None
+                for row, token in zip(alive, ids, strict=True)
+            ],
+        )
+
+    def hear(self, alive: Sequence[int], pieces: Sequence[str], ends: Sequence[Finish | None]) -> None:
+        """The same for rows of which only text is known; `ends` says which of them the model itself has ended."""
+        for row, piece in zip(alive, pieces, strict=True):
+            self.rows[row].pieces.append(piece)
+        self._judge(alive, pieces, ends)
+
+    def _judge(self, alive: Sequence[int], pieces: Sequence[str], ends: Sequence[Finish | None]) -> None:
+        """Ask the user's functions about every row; what they say goes before what ended it otherwise."""
         said = self._stops.extend(alive, pieces) if self._stops is not None else [(False, False)] * len(pieces)
-        for row, token, (split, done) in zip(alive, ids, said, strict=True):
+        for row, end, (split, done) in zip(alive, ends, said, strict=True):
             state = self.rows[row]
             state.done = done
-            if split:
-                state.finish = "split"
-            elif done:
-                state.finish = "done"
-            elif token in eos:
-                state.finish = "eos"
-            elif len(state.ids) >= state.budget:
-                state.finish = "length"
+            state.finish = "split" if split else "done" if done else end
 
     def groups(self) -> list[list[Completion]]:
         """What became of every prompt."""
