@@ -46,7 +46,7 @@ def other(request: pytest.FixtureRequest, policy: Policy) -> Iterator[Sampler]:
         yield OpenAISampler(client, policy.tokenizer)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(ends=ENDS, longest=st.integers(1, 30), room=st.integers(41, LENGTH) | st.none(), eos=st.integers(0, 5))
 def test_all_samplers_stop_the_same_tokens_at_the_same_place(other, policy, ends, longest, room, eos):
     prompts = prompts_of(policy)
