@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,6 @@ class VLLMEngine:
     def __init__(self, policy: Policy, settings: EngineSettings) -> None:
         _alone()
         self.settings = settings
-        self._folder = Path(tempfile.mkdtemp(prefix="rlx-vllm-"))
         self._weights: tuple[nn.Module, list[int]] | None = None
         self._adapter: tuple[nn.Module, list[int]] | None = None
         self._request: Any = None
@@ -81,15 +79,13 @@ class VLLMEngine:
         base = _base(policy.model)
         self._config = _comparable(base)
         self._eager = not (policy.device.type == "cuda" if settings.compile is None else settings.compile)
-        base.config.save_pretrained(self._folder / "model")
-        try:
-            with _undisturbed():
-                self._engine = _start(policy, settings, self._folder / "model", eager=self._eager)
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            with _undisturbed():
+        with tempfile.TemporaryDirectory(prefix="rlx-vllm-") as folder, _undisturbed():
+            base.config.save_pretrained(folder)
+            try:
+                self._engine = _start(policy, settings, folder, eager=self._eager)
+            except BaseException:
                 _release()
-            raise
+                raise
 
     def hold(self, policy: Policy) -> None:
         """Serve this policy: whatever of its weights is not in the engine yet goes there, from memory."""
@@ -172,7 +168,6 @@ class VLLMEngine:
             del self._engine
             _release()
         self._weights = self._adapter = None
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _replace(self, base: nn.Module) -> None:
         named = {
@@ -202,15 +197,14 @@ class VLLMEngine:
         if model.peft_config[model.active_adapter].modules_to_save:
             raise ModelError("vLLM takes adapters alone, and this one brings whole layers: use model.sampler: hf")
         self._numbered += 1
-        folder = self._folder / f"adapter-{self._numbered}"
-        model.save_pretrained(folder)
-        self._request = LoRARequest(f"policy-{self._numbered}", self._numbered, str(folder))
-        with _translated():
-            self._engine.add_lora(self._request)
-        shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(prefix="rlx-vllm-") as folder, _translated():
+            model.save_pretrained(folder)
+            request = LoRARequest(f"policy-{self._numbered}", self._numbered, folder)
+            self._engine.add_lora(request)
+        self._request = request
 
 
-def _start(policy: Policy, settings: EngineSettings, folder: Path, *, eager: bool) -> Any:
+def _start(policy: Policy, settings: EngineSettings, folder: str, *, eager: bool) -> Any:
     """A new engine in this process, with dummy weights."""
     on_gpu = policy.device.type == "cuda"
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -229,7 +223,7 @@ def _start(policy: Policy, settings: EngineSettings, folder: Path, *, eager: boo
     with _translated():
         return LLMEngine.from_engine_args(
             EngineArgs(
-                model=str(folder),
+                model=folder,
                 skip_tokenizer_init=True,
                 load_format="dummy",
                 generation_config="vllm",
@@ -351,7 +345,8 @@ def _undisturbed() -> Iterator[None]:
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM's, of its own imports
             yield
     finally:
         torch.set_num_threads = set_threads

@@ -85,8 +85,8 @@ def test_with_little_memory_rows_wait_and_say_the_same(tokenizer):
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_none_behind():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def test_a_killed_process_leaves_nothing_behind(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     child = subprocess.Popen(
         [sys.executable, "-c", STARTS],
         stdin=subprocess.PIPE,
@@ -109,6 +109,7 @@ def test_a_killed_process_leaves_none_behind():
     psutil.wait_procs(family, timeout=20)
     assert [one for one in family if one.is_running()] == []
     assert [one.pid for one in psutil.process_iter() if _session(one.pid) == child.pid] == []
+    assert list(tmp_path.glob("rlx-*")) == []
 
 
 def _session(pid: int) -> int:
