@@ -2,44 +2,26 @@
 
 A distinct prompt is encoded once and shared by its candidates; finished rows leave the batch; the user's
 functions see every row after every token in one call. The model's passes are in `decoders`, the choice
-of a token in `draw`, its text in `detokenise`.
+of a token in `draw`, what becomes of it in `growing`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 
 from engine.lm.decoders import Decoder, decoder_for
-from engine.lm.detokenise import Detokeniser, Row
+from engine.lm.detokenise import Detokeniser
 from engine.lm.draw import draw
+from engine.lm.growing import Growth
 from engine.lm.noise import NoiseKey, exponentials, words
 from engine.lm.policy import Policy
-from engine.lm.sampler import Completion, Finish, SamplingParams
+from engine.lm.sampler import Completion, SamplingParams
 from engine.runtime.context import Stops
 from engine.runtime.stopwatch import spends
 from engine.runtime.trace import SILENT, Trace
 from engine.store.fingerprints import Layer
-
-
-@dataclass
-class _Growing:
-    """One completion in the making."""
-
-    row: Row
-    budget: int
-    """How many tokens it may still receive."""
-    ids: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    finish: Finish | None = None
-    done: bool = False
-
-    def completion(self) -> Completion:
-        text = "".join(self.pieces) + self.row.flush()
-        return Completion(self.ids, self.logps, text, self.finish or "length", self.done)
 
 
 class HFSampler:
@@ -72,41 +54,38 @@ class HFSampler:
         """`n` completions of each prompt; see the protocol."""
         if not prompts or n < 1:
             return [[] for _ in prompts]
-        if noise is not None and len(noise) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts need as many noise keys, not {len(noise)}")
-        if noise is None and params.temperature > 0:
-            raise ValueError("sampling at a temperature above 0 needs noise keys")
-        growing = [_Growing(self._detokeniser.open(), _budget(prompt, params)) for prompt in prompts for _ in range(n)]
-        open_rows = list(range(len(growing)))
-        if stops is not None:
-            for i, prompt in enumerate(prompts):
-                stops.open_many(open_rows[i * n : (i + 1) * n], self._policy.decode(prompt))
+        growth = Growth(
+            prompts,
+            n,
+            params,
+            detokeniser=self._detokeniser,
+            decode=self._policy.decode,
+            stops=stops,
+            noise=noise,
+        )
         was_training = self._policy.model.training
         if was_training:
             self._policy.model.eval()
         try:
-            self._run(prompts, n, params, stops, noise, growing)
+            with growth:
+                self._run(prompts, n, params, noise, growth)
         finally:
             if was_training:
                 self._policy.model.train()
-            if stops is not None:
-                stops.close(open_rows)
-        self._trace.note(Layer.SAMPLING, [row.ids for row in growing], [row.logps for row in growing])
-        done = [row.completion() for row in growing]
-        return [done[i * n : (i + 1) * n] for i in range(len(prompts))]
+        self._trace.note(Layer.SAMPLING, [row.ids for row in growth.rows], [row.logps for row in growth.rows])
+        return growth.groups()
 
     def _run(
         self,
         prompts: Sequence[Sequence[int]],
         n: int,
         params: SamplingParams,
-        stops: Stops | None,
         noise: Sequence[NoiseKey] | None,
-        growing: list[_Growing],
+        growth: Growth,
     ) -> None:
         distinct: dict[tuple[int, ...], int] = {}
         owner = [distinct.setdefault(tuple(prompt), len(distinct)) for prompt in prompts for _ in range(n)]
-        longest = max(row.budget for row in growing)
+        growing, longest = growth.rows, growth.longest
         device = self._policy.device
         bits = words(noise, n, longest) if noise is not None and params.temperature > 0 else None
         logits = self._decoder.start(list(distinct), owner, longest)
@@ -116,7 +95,7 @@ class HFSampler:
             if bits is not None:
                 numbers = exponentials(bits[position, alive], logits.shape[-1]).to(device)
             ids, logps = draw(logits, numbers, params)
-            self._append(growing, alive, ids.tolist(), logps.tolist(), params, stops)
+            growth.append(alive, ids.tolist(), logps.tolist())
             kept = [k for k, row in enumerate(alive) if growing[row].finish is None]
             if not kept:
                 break
@@ -127,49 +106,3 @@ class HFSampler:
                 self._decoder.keep(index)
             logits = self._decoder.step(ids)
         self._decoder.finish([row.ids for row in growing])
-
-    @staticmethod
-    def _append(
-        growing: list[_Growing],
-        alive: Sequence[int],
-        ids: Sequence[int],
-        logps: Sequence[float],
-        params: SamplingParams,
-        stops: Stops | None,
-    ) -> None:
-        """Give each living row its token and see which of them are thereby finished."""
-        pieces = []
-        for row, token, logp in zip(alive, ids, logps, strict=True):
-            state = growing[row]
-            piece = state.row.push(token)
-            last = len(state.ids) + 1 >= state.budget or token in params.eos
-            if last:
-                piece += state.row.flush()
-            state.ids.append(token)
-            state.logps.append(logp)
-            state.pieces.append(piece)
-            pieces.append(piece)
-        said = stops.extend(alive, pieces) if stops is not None else [(False, False)] * len(pieces)
-        for row, token, (split, done) in zip(alive, ids, said, strict=True):
-            state = growing[row]
-            state.done = done
-            if split:
-                state.finish = "split"
-            elif done:
-                state.finish = "done"
-            elif token in params.eos:
-                state.finish = "eos"
-            elif len(state.ids) >= state.budget:
-                state.finish = "length"
-
-
-def _budget(prompt: Sequence[int], params: SamplingParams) -> int:
-    """How many tokens a completion of this prompt may have."""
-    if not prompt:
-        raise ValueError("a prompt needs at least one token")
-    room = params.max_new_tokens
-    if params.max_length is not None:
-        room = min(room, params.max_length - len(prompt))
-    if room < 1:
-        raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room below max_length {params.max_length}")
-    return room

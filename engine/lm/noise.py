@@ -35,10 +35,19 @@ class NoiseKey:
 
 def words(keys: Sequence[NoiseKey], candidates: int, positions: int) -> np.ndarray:
     """64 random bits for every position, key and candidate, as uint32 [positions, keys · candidates, 2]."""
-    roots = np.array([_root(key) for key in keys], dtype=np.uint64)[:, None]
-    rows = _mix_array(roots ^ (np.arange(1, candidates + 1, dtype=np.uint64)[None] * _CANDIDATE)).reshape(-1)
     steps = np.arange(1, positions + 1, dtype=np.uint64)[:, None] * _POSITION
-    return _mix_array(rows[None] ^ steps).view(np.uint32).reshape(positions, -1, 2)
+    return _mix_array(_rows(keys, candidates)[None] ^ steps).view(np.uint32).reshape(positions, -1, 2)
+
+
+def seeds(keys: Sequence[NoiseKey], candidates: int) -> list[int]:
+    """63 random bits for every key and candidate: a seed for an engine that draws with a generator a row."""
+    bits: list[int] = (_rows(keys, candidates) >> np.uint64(1)).tolist()
+    return bits
+
+
+def _rows(keys: Sequence[NoiseKey], candidates: int) -> np.ndarray:
+    roots = np.array([_root(key) for key in keys], dtype=np.uint64)[:, None]
+    return _mix_array(roots ^ (np.arange(1, candidates + 1, dtype=np.uint64)[None] * _CANDIDATE)).reshape(-1)
 
 
 def exponentials(row_words: np.ndarray, vocabulary: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What a sampler is: prompts in, completions with their log-probs out.
 
-Adapters (`hf`, later `vllm`, `openai`) implement the protocol; methods know only this module. Sampling
+Adapters (`hf`, `vllm`, `openai`) implement the protocol; methods know only this module. Sampling
 noise is an argument, keyed by environment, step, candidate and position, so results do not depend on
 what else shares the batch.
 """
@@ -39,7 +39,8 @@ class Completion:
 
     token_ids: list[int]
     logps: list[float]
-    """log π(token | everything before it) at temperature 1 with nothing filtered, one a token."""
+    """log π(token | everything before it) at temperature 1 with nothing filtered, one a token; none where an endpoint
+    tells none."""
     text: str
     """The decoded completion, special tokens kept."""
     finish: Finish

@@ -14,6 +14,7 @@ from engine.spec.experiment import Experiment
 from engine.spec.hardware import Hardware
 from engine.spec.load import Loaded
 from engine.spec.model import Model
+from engine.spec.sampler import Sampler
 
 NAME_LIMIT = 64
 
@@ -43,7 +44,11 @@ def tiny_experiment(experiment: Experiment) -> Experiment:
 
 
 def tiny_model(model: Model) -> Model:
-    """A scratch model with two steps of warm-up, or `tiny:<name>`: random weights of the same family."""
+    """A scratch model with two steps of warm-up, or `tiny:<name>`: random weights of the same family.
+
+    `hf` samples from it: vLLM's engine takes longer to start than the twin has, and no model as narrow as this.
+    """
+    model = model.model_copy(update={"sampler": Sampler()})
     if model.warmup is not None:
         few = min(model.warmup.examples, 64)
         return model.model_copy(

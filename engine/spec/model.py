@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from engine.spec.base import SpecModel, complaint
+from engine.spec.sampler import Sampler, SamplerChoice
 
 PRESETS = ("llama-nano", "llama-micro", "llama-mini")
 """The architectures that `scratch:` knows; their sizes are `engine.lm.scratch`'s."""
@@ -127,6 +128,8 @@ class Model(SpecModel):
     """Let a hub model bring its own Python code. Off unless you have read that code."""
     warmup: Warmup | None = None
     """Only for scratch models: what text they first learn; empty: they start with random weights."""
+    sampler: SamplerChoice = Field(Sampler(), exclude_if=lambda sampler: sampler == Sampler())
+    """What completes prompts: `hf` or `vllm`, or a block with options."""
 
     @field_validator("name")
     @classmethod

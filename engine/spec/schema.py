@@ -12,6 +12,7 @@ from typing import Any
 from engine.spec.base import SpecModel
 from engine.spec.experiment import experiment_type
 from engine.spec.help import WithHelp
+from engine.spec.sampler import KINDS
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 _OPENAPI = ("discriminator",)
@@ -29,6 +30,9 @@ def json_schema(methods: Mapping[str, type[SpecModel]]) -> dict[str, Any]:
     _dataset(definitions["Dataset"])
     _word_or(properties, "dataset", "A recurve dataset file, relative to this spec.")
     _word_or(properties, "model", "The model's name, with the defaults for everything else.")
+    sampler = definitions["Model"]["properties"]["sampler"]
+    _word_or(definitions["Model"]["properties"], "sampler", "Its kind, with the defaults for everything else.")
+    sampler["anyOf"][1]["enum"] = list(KINDS)
     properties["extends"] = {
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
         "description": "Specs that this one is laid over, relative to this file; of several, the last one wins.",

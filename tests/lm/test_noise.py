@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from engine.lm.noise import NoiseKey, exponentials, words
+from engine.lm.noise import NoiseKey, exponentials, seeds, words
 
 KEYS = st.builds(NoiseKey, st.integers(-(2**63), 2**63 - 1), st.integers(0, 10_000), st.integers(0, 10_000))
 
@@ -78,3 +78,14 @@ def test_both_words_of_a_row_matter():
 
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert abs(float(np.corrcoef(rows[i], rows[j])[0, 1])) < 0.15
+
+
+@given(st.lists(KEYS, min_size=1, max_size=5, unique=True), st.integers(1, 9))
+@settings(deadline=None)
+def test_a_row_has_one_seed_whatever_else_is_asked_for_and_no_two_rows_share_one(keys, candidates):
+    together = seeds(keys, candidates)
+
+    assert together == [seed for key in keys for seed in seeds([key], candidates)]
+    assert seeds(keys[:1], candidates + 3)[:candidates] == together[:candidates]
+    assert len(set(together)) == len(keys) * candidates
+    assert all(0 <= seed < 2**63 for seed in together)

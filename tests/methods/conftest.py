@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -35,9 +36,19 @@ DATASET: Mapping[str, Any] = {
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of two narrow layers with a byte-level tokenizer, as a Hugging Face directory."""
-    folder = tmp_path_factory.mktemp("model")
+    return random_model(tmp_path_factory.mktemp("model"), "llama-nano")
+
+
+@pytest.fixture(scope="session")
+def wider_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with heads that vLLM takes."""
+    return random_model(tmp_path_factory.mktemp("wider"), "llama-micro")
+
+
+def random_model(folder: Path, preset: str) -> Path:
+    """A random model of the preset in a folder."""
     tokenizer = scratch.train_tokenizer(["Say a word. Say it again. Say more. user assistant"] * 4, 280)
-    model = scratch.build("llama-nano", tokenizer, seed=3)
+    model = scratch.build(preset, tokenizer, seed=3)
     with torch.no_grad():  # less uniform than at initialisation, so that candidates and their values differ
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -64,7 +75,7 @@ Stage = Callable[..., LocalContext]
 
 @pytest.fixture
 def stage(model_dir: Path, functions: FunctionHost, tmp_path: Path) -> Stage:
-    """Makes contexts: `stage(algorithm, name="a")`; the same name twice shares its checkpoints."""
+    """Makes contexts: `stage(algorithm, name="a")`; the same name twice shares its checkpoints; `more` of the model."""
     made = 0
 
     def make(
@@ -73,6 +84,7 @@ def stage(model_dir: Path, functions: FunctionHost, tmp_path: Path) -> Stage:
         name: str = "train",
         every: int = 2,
         dataset: Mapping[str, Any] = DATASET,
+        more: Mapping[str, Any] = MappingProxyType({}),
         **inputs: Path,
     ) -> LocalContext:
         nonlocal made
@@ -80,7 +92,7 @@ def stage(model_dir: Path, functions: FunctionHost, tmp_path: Path) -> Stage:
         config = {
             "dataset": dataset,
             "algorithm": algorithm,
-            "model": {"lora": None},
+            "model": {"lora": None, **more},
             "evaluation": {"every": every, "runs_per_item": 2, "splits": None},
         }
         return LocalContext(

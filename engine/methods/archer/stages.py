@@ -11,6 +11,7 @@ from engine.methods.dialogue.course import Course
 from engine.methods.dialogue.final import Contestant, evaluate_all, trained_models
 from engine.methods.dialogue.improve import Reference, TokenLearner, TokenRule
 from engine.methods.dialogue.models import Loader, games, speakers
+from engine.methods.dialogue.sampling import SamplerOf, samplers
 from engine.runtime.context import StageContext
 from engine.runtime.seeds import derive
 
@@ -18,15 +19,16 @@ from engine.runtime.seeds import derive
 def train(ctx: StageContext) -> None:
     """Train both levels; leaves `best/` and `latest/`, each with a `generator` and a `ranker` directory."""
     config = Archer.model_validate(ctx.config["algorithm"])
-    trainer = assemble(ctx, config)
-    Course(ctx, trainer, iterations=config.iterations, checkpoint_every=config.checkpoint_every).run()
+    with samplers(ctx) as sampler_of:
+        trainer = assemble(ctx, config, sampler_of)
+        Course(ctx, trainer, iterations=config.iterations, checkpoint_every=config.checkpoint_every).run()
 
 
-def assemble(ctx: StageContext, config: Archer) -> ArcherTrainer:
+def assemble(ctx: StageContext, config: Archer, sampler_of: SamplerOf) -> ArcherTrainer:
     """All parts of an ArCHer run in their first state."""
     loader = Loader(ctx)
     policy = loader.policy()
-    said = speakers(policy, games(ctx, policy, ctx.config["evaluation"].get("splits")))
+    said = speakers(sampler_of(policy), games(ctx, policy, ctx.config["evaluation"].get("splits")))
     return ArcherTrainer(
         config,
         seed=ctx.seed,

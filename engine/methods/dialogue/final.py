@@ -11,6 +11,7 @@ from engine.lm.policy import Policy
 from engine.methods.dialogue.evaluation import evaluate as play
 from engine.methods.dialogue.models import Loader, games, speakers
 from engine.methods.dialogue.play import Costs, Valuer
+from engine.methods.dialogue.sampling import samplers
 from engine.runtime.context import StageContext
 from engine.runtime.seeds import derive
 
@@ -34,22 +35,23 @@ def evaluate_all(ctx: StageContext, contestants: Sequence[Contestant]) -> None:
     asked = int(ctx.config["evaluation"]["runs_per_item"])
     runs = asked if "checkpoint" in ctx.extra else MORE * asked
     table: dict[str, dict[str, float]] = {}
-    for number, contestant in enumerate(contestants):
-        ctx.trace.step = number
-        for split, speaker in speakers(contestant.policy, games(ctx, contestant.policy)).items():
-            played = play(
-                speaker,
-                split,
-                runs=runs,
-                candidates=contestant.candidates,
-                valuer=contestant.valuer,
-                seed=derive(ctx.seed, "final", split),
-            )
-            metric = f"final/{contestant.metric}"
-            ctx.evaluation(played.evaluation(contestant.step, metric, ctx.functions.hash, Costs()))
-            ctx.sample(*played.samples(contestant.step, kind=metric, per_item=8))
-            table.setdefault(contestant.metric, {})[split] = played.mean
-        ctx.progress(number + 1, len(contestants), contestant.metric)
+    with samplers(ctx) as sampler_of:
+        for number, contestant in enumerate(contestants):
+            ctx.trace.step = number
+            for split, speaker in speakers(sampler_of(contestant.policy), games(ctx, contestant.policy)).items():
+                played = play(
+                    speaker,
+                    split,
+                    runs=runs,
+                    candidates=contestant.candidates,
+                    valuer=contestant.valuer,
+                    seed=derive(ctx.seed, "final", split),
+                )
+                metric = f"final/{contestant.metric}"
+                ctx.evaluation(played.evaluation(contestant.step, metric, ctx.functions.hash, Costs()))
+                ctx.sample(*played.samples(contestant.step, kind=metric, per_item=8))
+                table.setdefault(contestant.metric, {})[split] = played.mean
+            ctx.progress(number + 1, len(contestants), contestant.metric)
     (ctx.output_dir / "scores.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
 
 

@@ -11,10 +11,10 @@ import torch
 from engine.data.splits import split_items
 from engine.errors import DataError, SpecError
 from engine.lm.heads import ScalarHead, new_head
-from engine.lm.hf import HFSampler
 from engine.lm.learner import Learner, LearnerSettings
 from engine.lm.policy import DTYPES, LoraSettings, Policy, load_policy
 from engine.lm.reference import Source
+from engine.lm.sampler import Sampler
 from engine.lm.warmup import source_of
 from engine.methods.dialogue.environment import Game, Item
 from engine.methods.dialogue.play import Speaker
@@ -107,9 +107,8 @@ def games(ctx: StageContext, policy: Policy, names: Sequence[str] | None = None)
     }
 
 
-def speakers(policy: Policy, games_by_split: Mapping[str, Game]) -> dict[str, Speaker]:
+def speakers(sampler: Sampler, games_by_split: Mapping[str, Game]) -> dict[str, Speaker]:
     """The policy as a speaker in each game, with one sampler for all."""
-    sampler = HFSampler(policy, trace=next(iter(games_by_split.values())).trace)
     return {name: Speaker(sampler, game) for name, game in games_by_split.items()}
 
 

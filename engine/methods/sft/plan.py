@@ -9,7 +9,7 @@ from engine.spec.experiment import Experiment
 
 def stages(experiment: Experiment) -> list[Stage]:
     """The plan of an experiment."""
-    return course_stages("sft")
+    return course_stages("sft", sampling=("evaluate",) if experiment.dataset.score_fn else ())
 
 
 tiny = two_steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ from engine.plan.stage import Stage
 Config = TypeVar("Config", bound=Training)
 
 
-def course_stages(method: str) -> list[Stage]:
+def course_stages(method: str, sampling: Collection[str] = ()) -> list[Stage]:
     """`model` → `train` → `evaluate`, as the method's own `stages` module has them.
 
     The model is its own affair: the tokenizer of a scratch model learns from the examples, whatever those are.
@@ -23,6 +24,7 @@ def course_stages(method: str) -> list[Stage]:
         train=f"{code}:train",
         evaluate=f"{code}:evaluate",
         evaluates=f"{method}.evaluate",
+        sampling=sampling,
     )
     return [
         replace(model, kind=f"{method}.prepare", run=f"{code}:prepare"),
