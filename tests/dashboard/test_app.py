@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from streamlit.testing.v1 import AppTest
 
 from dashboard import wording
@@ -164,6 +165,24 @@ def test_the_first_attempt_has_a_log_too(seeded: Path, open_app: Open) -> None:
 
     assert "the worker's heartbeat stopped" in commands(app)
     assert "Traceback" not in commands(app)
+
+
+def test_the_logs_of_services_stand_below_the_attempts(seeded: Path, tmp_path: Path, open_app: Open) -> None:
+    home = shutil.copytree(seeded, tmp_path / "home")
+    log = home / "logs" / "best-lang-4" / "train-1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("training\n")
+    log.with_suffix(".judge.log").write_text("listening\n")
+    database = open_database(f"sqlite:///{home / 'rlx.db'}")
+    with database.write() as session:
+        for attempt in session.scalars(select(tables.Attempt).where(tables.Attempt.number == 1)):
+            attempt.log_path = str(log)
+    database.close()
+
+    app = open_app(home, "run", {"run": "best-lang-4", "tab": "Logs", "attempt": "train, attempt 1"})
+
+    assert "listening" in commands(app)
+    assert "rlx logs best-lang-4 --service judge" in commands(app)
 
 
 @pytest.mark.parametrize("outline", DIFFERENT, ids=lambda outline: outline.handle)
