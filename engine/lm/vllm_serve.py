@@ -26,4 +26,4 @@ answer_for_vllm()
 if __name__ == "__main__":
     from vllm.entrypoints.cli.main import main
 
-    main()  # type: ignore[no-untyped-call]  # vLLM's own
+    main()
