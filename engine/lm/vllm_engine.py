@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -204,6 +205,26 @@ class VLLMEngine:
         self._request = request
 
 
+def _let_llvmlite_be_looked_at() -> None:
+    """Have llvmlite's library, where numba has loaded it (bm25s does), own up to having no `__dict__`.
+
+    It answers every name with a function of C's, and vLLM, which looks at the `__dict__` of whatever stands in any
+    module, falls over that.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is None:
+        return
+    wrapper = type(ffi.lib)
+    own = wrapper.__getattr__
+
+    def look_up(lib: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return own(lib, name)
+
+    wrapper.__getattr__ = look_up
+
+
 def _start(policy: Policy, settings: EngineSettings, folder: str, *, eager: bool) -> Any:
     """A new engine in this process, with dummy weights."""
     on_gpu = policy.device.type == "cuda"
@@ -220,6 +241,7 @@ def _start(policy: Policy, settings: EngineSettings, folder: str, *, eager: bool
     lora = policy.model.peft_config[policy.model.active_adapter] if isinstance(policy.model, PeftModel) else None
     if lora is not None and lora.r > _RANKS[-1]:
         raise ModelError(f"model.lora.r: vLLM serves ranks up to {_RANKS[-1]}, not {lora.r}: use model.sampler: hf")
+    _let_llvmlite_be_looked_at()
     with _translated():
         return LLMEngine.from_engine_args(
             EngineArgs(

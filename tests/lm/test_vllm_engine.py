@@ -44,6 +44,18 @@ def numbers() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
+def test_an_engine_starts_where_numba_is_loaded(tokenizer):
+    pytest.importorskip("numba")
+    ffi = sys.modules["llvmlite.binding.ffi"]
+    policy = speaking_policy(tokenizer)
+
+    engine = VLLMEngine(policy, SETTINGS)
+    engine.close()
+
+    assert ffi.lib.LLVMPY_GetVersionInfo() > 0  # which still answers as before
+    assert not hasattr(ffi.lib, "__dict__")
+
+
 def test_an_engine_leaves_the_process_as_it_found_it_and_a_next_one_starts(tokenizer, capfd):
     policy = speaking_policy(tokenizer)
     prompts, wanted = prompts_of(policy), HFSampler(policy).generate(prompts_of(policy), 1, GREEDY)
