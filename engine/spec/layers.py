@@ -133,7 +133,8 @@ class Layers:
             splits = dataset.get("splits")
             for split in splits.value if splits is not None and isinstance(splits.value, dict) else ():
                 root = self._source(root, ("dataset", "splits", split), "sha256")
-        root = self._source(root, ("model", "warmup"), "file_sha256")
+        for block in (("model", "warmup"), ("algorithm", "data")):
+            root = self._source(root, block, "file_sha256")
         name = root.at("model", "name")
         if name is not None and isinstance(name.value, str) and is_path(name.value, name):
             path = located(name)
