@@ -14,6 +14,7 @@ from engine.spec.experiment import Experiment
 from engine.spec.hardware import Hardware
 from engine.spec.load import Loaded
 from engine.spec.model import Model
+from engine.spec.tracking import Tracking
 
 NAME_LIMIT = 64
 
@@ -36,6 +37,7 @@ def tiny_experiment(experiment: Experiment) -> Experiment:
             "hardware": Hardware(
                 device="cpu", queue=experiment.hardware.queue, threads=experiment.hardware.threads, timeout=600.0
             ),
+            "tracking": Tracking(),  # a trial is nothing to show
             "evaluation": experiment.evaluation.model_copy(update={"every": 1, "runs_per_item": 2}),
         }
     )

@@ -17,7 +17,10 @@ from engine.plan.stage import Plan, Resources, Stage
 from engine.spec.experiment import Experiment
 
 # What the engine itself acts on: no stage needs to read these for them to have an effect.
-READ_BY_ENGINE = ("version", "name", "description", "seed", "hardware", "retries", "priority", "tags", "notes", "sweep")
+READ_BY_ENGINE = (
+    *("version", "name", "description", "seed", "hardware", "retries", "tracking", "priority", "tags", "notes"),
+    "sweep",
+)
 
 
 def compile_plan(experiment: Experiment, stages: Sequence[Stage], set_paths: Collection[str] = ()) -> Plan:

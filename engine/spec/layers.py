@@ -135,6 +135,10 @@ class Layers:
                 root = self._source(root, ("dataset", "splits", split), "sha256")
         for block in (("model", "warmup"), ("algorithm", "data")):
             root = self._source(root, block, "file_sha256")
+        folder = root.at("tracking", "tensorboard", "folder")
+        if folder is not None and isinstance(folder.value, str):
+            place = Node(os.path.abspath(located(folder)), folder.where)
+            root = _set(root, ("tracking", "tensorboard", "folder"), place)
         name = root.at("model", "name")
         if name is not None and isinstance(name.value, str) and is_path(name.value, name):
             path = located(name)
