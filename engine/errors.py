@@ -157,6 +157,21 @@ class ResumeError(RlxError):
     """A checkpoint lacks a component, or does not match its manifest: resuming from it would lie."""
 
 
+class MissingPackage(RlxError):
+    """A library that is an extra is not installed; the message says how it is."""
+
+    exit_code = ExitCode.BAD_INPUT
+    cause = Cause.IMPORT
+
+
+class TrackingError(RlxError):
+    """A run cannot be mirrored into another tool. The run itself is untouched by that."""
+
+    exit_code = ExitCode.UNREACHABLE
+    cause = Cause.SERVICE_DOWN
+    retryable = True
+
+
 class DiskError(RlxError):
     """The disk is full, or the artifact store refused a write."""
 

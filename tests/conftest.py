@@ -55,6 +55,10 @@ def _absent_package(name: str) -> str | None:
     return None if find_spec(name) else f"the {name} package is not installed"
 
 
+def _absent_trackers() -> str | None:
+    return next(filter(None, map(_absent_package, ("tensorboard", "wandb", "mlflow"))), None)
+
+
 def _absent_netns() -> str | None:
     from tests.faults.network import absent
 
@@ -73,10 +77,11 @@ ABSENT: dict[str, Callable[[], str | None]] = {
     "gpu": _absent_gpu,
     "vllm": lambda: _absent_package("vllm"),
     "deepspeed": lambda: _absent_package("deepspeed"),
+    "tracking": _absent_trackers,
     "netns": _absent_netns,
     "shared_data": _absent_data,
 }
-PROMISED_BY_CI = {"postgres", "redis", "rabbitmq", "chromium", "vllm", "deepspeed"}
+PROMISED_BY_CI = {"postgres", "redis", "rabbitmq", "chromium", "vllm", "deepspeed", "tracking"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

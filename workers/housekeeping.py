@@ -49,9 +49,10 @@ class Housekeeping:
         *,
         lease_s: float = 15.0,
         deliver: Callable[[], object] = lambda: None,
+        mirror: Callable[[], object] = lambda: None,
     ) -> None:
         self._db, self._owner, self._send, self._found, self._now = db, owner, send, found, now
-        self._lease_s, self._deliver = lease_s, deliver
+        self._lease_s, self._deliver, self._mirror = lease_s, deliver, mirror
         self._cut_off = False
         self._spare_until: datetime | None = None
         self._stopping = threading.Event()
@@ -117,6 +118,14 @@ class Housekeeping:
         mine = self._spare_until is not None and now < self._spare_until
         return mine or locks.taken(session, SPARED, now=now)
 
+    def _start_mirrors(self) -> None:
+        try:
+            self._mirror()
+        except Unreachable:
+            raise
+        except Exception:
+            log.exception("runs are not mirrored into other tools")
+
     def _run(self) -> None:
         swept, publish_from = float("-inf"), 0.0
         while True:
@@ -126,6 +135,7 @@ class Housekeeping:
                     swept = time.monotonic()
                     if self.sweep():
                         self._found()
+                    self._start_mirrors()
                 if time.monotonic() >= publish_from:
                     publish_from = time.monotonic() + BROKER_AGAIN_S  # unless it goes well
                     self.publish()

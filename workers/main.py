@@ -32,6 +32,7 @@ from workers.crew import Crew
 from workers.devices import Devices, gpus_here
 from workers.housekeeping import Housekeeping
 from workers.supervisor import Deps, Times
+from workers.tracking import Mirrors
 from workers.unfinished import finish_left
 
 log = get_logger(__name__)
@@ -116,6 +117,7 @@ def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_i
     from workers.listener import Listener
 
     app = make_app(deps.settings)
+    mirrors = Mirrors(deps.settings, deps.db, run_id)
     housekeeping = Housekeeping(
         deps.db,
         str(deps.worker),
@@ -123,6 +125,7 @@ def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_i
         crew.look,
         lease_s=deps.times.lease_s,
         deliver=lambda: _take_over(deps),
+        mirror=mirrors.look,
     )
     listener = Listener(app, queues, crew.look)
     housekeeping.start()
@@ -137,6 +140,8 @@ def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_i
         _quietly(lambda: _beat(deps, WorkerStatus.DRAINING))
     listener.stop(FAREWELL_S)
     housekeeping.stop(FAREWELL_S)
+    if run_id is not None:
+        _quietly(mirrors.look)  # a run of milliseconds; nobody else may come
     return code
 
 

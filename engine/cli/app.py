@@ -32,6 +32,7 @@ from engine.cli import (
     samples,
     specs,
     submitting,
+    tracking,
     verifying,
     worker,
 )
@@ -49,7 +50,19 @@ app = QuickTyper(
     epilog="A handle is a run's name (best-lang-1), a unique prefix of it, or @last.",
 )
 # In the order in which one meets them.
-for module in (authoring, submitting, reading, logs, samples, control, evaluating, comparing, exporting, verifying):
+for module in (
+    authoring,
+    submitting,
+    reading,
+    logs,
+    samples,
+    control,
+    evaluating,
+    comparing,
+    exporting,
+    tracking,
+    verifying,
+):
     module.register(app)
 for module in (specs, worker, queue, collecting, database, doctor, dashboard):
     module.register(app)

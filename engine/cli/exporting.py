@@ -20,6 +20,7 @@ from engine.errors import Refused
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from engine.store.session import Database
     from engine.store.tables import Run
 
 _ROWS = 10_000
@@ -34,6 +35,7 @@ class Format(StrEnum):
     CSV = "csv"
     JSON = "json"
     PARQUET = "parquet"
+    TENSORBOARD = "tensorboard"
 
 
 def register(root: typer.Typer) -> None:
@@ -43,7 +45,7 @@ def register(root: typer.Typer) -> None:
 
 def export(
     handle: Handle,
-    to: Annotated[Format, typer.Option("--to", help="hf: the model; the others: metrics, evaluations, samples.")],
+    to: Annotated[Format, typer.Option("--to", help="hf: the model; the others: what was reported.")],
     folder: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder that is not there yet; by default HANDLE-FORMAT.")
     ] = None,
@@ -52,16 +54,20 @@ def export(
     """Write a run's model, or what it reported, into a folder.
 
     hf is a Hugging Face directory with a model card: spec, data, evaluations, and the command that makes it again.
+    tensorboard is a folder of event files; csv, json and parquet hold metrics, evaluations and samples.
     Prints the folder.
     """
     from engine.cli.places import required_store
     from engine.store import runs
 
-    with required_store().read() as session:
+    db = required_store()
+    with db.read() as session:
         run = runs.find(session, handle)
         place = folder or Path(f"{run.handle}-{to}")
         with _new_folder(place) as draft:
-            if to is Format.HF:
+            if to is Format.TENSORBOARD:
+                _event_files(db, run, draft)
+            elif to is Format.HF:
                 _model(session, run, checkpoint, draft)
             else:
                 _reports(session, run, to, draft)
@@ -105,6 +111,17 @@ def _model(session: Session, run: Run, label: str, draft: Path) -> None:
         overrides=run.overrides,
     )
     (draft / "README.md").write_text(card, encoding="utf-8")
+
+
+def _event_files(db: Database, run: Run, draft: Path) -> None:
+    from engine.store.tables import RunId
+    from engine.tracking.marks import Marks
+    from engine.tracking.mirror import Mirror
+    from engine.tracking.tensorboard_files import TensorBoardFiles
+
+    mirror = Mirror(db, RunId(run.id), lambda: TensorBoardFiles(draft), Marks())
+    talk(f"{mirror.catch_up():,} points")
+    mirror.close()
 
 
 def _reports(session: Session, run: Run, to: Format, draft: Path) -> None:

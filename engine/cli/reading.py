@@ -89,6 +89,7 @@ def show(
         evaluations = rows.evaluation_rows(session, run)
         checkpoints = rows.checkpoint_rows(session, run)
         events = rows.event_rows(session, run)
+        mirrors = rows.failing_mirrors(session, run)
         run_id = RunId(run.id)
         certificate = rows.certificate(session, run)
         last = {key: metrics.last(session, [run_id], key).get(run_id) for key in metrics.keys(session, run_id)}
@@ -105,6 +106,7 @@ def show(
                 "metrics": last,
                 "checkpoints": checkpoints,
                 "certificate": certificate,
+                "failing_mirrors": mirrors,
             }
         )
         return
@@ -123,6 +125,8 @@ def show(
         answer(f"notes  {head['notes']}")
     if certificate is not None:
         answer(certificate["says"])
+    for message in mirrors.values():
+        answer(f"tracking  {message}")
     if failure is not None:
         answer()
         for line in failure_lines(head["handle"], failure):

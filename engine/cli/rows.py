@@ -181,6 +181,14 @@ def event_rows(session: Session, run: Run) -> list[Row]:
     return [{"time": row.time, "kind": row.kind, "message": row.message, "attempt": row.attempt} for row in found]
 
 
+def failing_mirrors(session: Session, run: Run) -> dict[str, str]:
+    """What is wrong with the run's mirrors in other tools, by bridge."""
+    from engine.store import events
+    from engine.store.tables import RunId
+
+    return {bridge: event.message for bridge, event in events.failing_mirrors(session, RunId(run.id)).items()}
+
+
 def failure(stages: list[Row], events: list[Row] | None = None) -> Row | None:
     """The stage that brought the run down, with its last attempt; None where none did."""
     failed = next((stage for stage in stages if stage["status"] == "failed"), None)

@@ -102,6 +102,7 @@ def train_scratch(
         read = conversations(
             warmup,
             tasks,
+            examples=warmup.examples,
             opening=opening,
             bridge=lambda reply: chat.reply_text(draft, reply),
             functions=ctx.functions if warmup.utterances is not None else None,

@@ -19,7 +19,10 @@ from engine.spec.hardware import StageHardware
 from engine.spec.services import unknown_service
 
 # What the engine itself acts on: no stage needs to read these for them to have an effect.
-READ_BY_ENGINE = ("version", "name", "description", "seed", "hardware", "retries", "priority", "tags", "notes", "sweep")
+READ_BY_ENGINE = (
+    *("version", "name", "description", "seed", "hardware", "retries", "tracking", "priority", "tags", "notes"),
+    "sweep",
+)
 _JUDGED_APART = ("services",)
 """What stages name one by one: see `_services`."""
 

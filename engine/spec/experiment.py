@@ -16,6 +16,7 @@ from engine.spec.dataset import Dataset
 from engine.spec.hardware import Hardware
 from engine.spec.model import Model
 from engine.spec.services import SCORING, AnyService, ServiceName, unknown_service
+from engine.spec.tracking import Tracking
 
 
 class EvaluationPlan(SpecModel):
@@ -96,6 +97,8 @@ class Experiment(SpecModel):
     """When and how often the policy is evaluated."""
     retries: Retries = Retries()
     """What happens after a failure."""
+    tracking: Tracking = Tracking()
+    """Where else its metrics are shown while it runs."""
     priority: int = Field(0, ge=-1000, le=1000)
     """Higher goes first in the queue."""
     tags: tuple[str, ...] = ()

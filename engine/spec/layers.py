@@ -133,7 +133,8 @@ class Layers:
             splits = dataset.get("splits")
             for split in splits.value if splits is not None and isinstance(splits.value, dict) else ():
                 root = self._source(root, ("dataset", "splits", split), "sha256")
-        root = self._source(root, ("model", "warmup"), "file_sha256")
+        for block in (("model", "warmup"), ("algorithm", "data")):
+            root = self._source(root, block, "file_sha256")
         root = self._folder(root, ("model", "name"))
         services = root.get("services")
         for service in services.value if services is not None and isinstance(services.value, dict) else ():
@@ -141,6 +142,10 @@ class Layers:
             for key in ("model", "lora"):
                 root = self._folder(root, ("services", service, key))
             root = self._folder(root, ("services", service, "folder"), always=True)
+        folder = root.at("tracking", "tensorboard", "folder")
+        if folder is not None and isinstance(folder.value, str):
+            place = Node(os.path.abspath(located(folder)), folder.where)
+            root = _set(root, ("tracking", "tensorboard", "folder"), place)
         return root
 
     def _folder(self, root: Node, path: tuple[str, ...], *, always: bool = False) -> Node:

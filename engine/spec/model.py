@@ -7,25 +7,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from engine.spec.base import SpecModel, complaint
 from engine.spec.sampler import Sampler, SamplerChoice
+from engine.spec.text import TextSource
 
 PRESETS = ("llama-nano", "llama-micro", "llama-mini")
 """The architectures that `scratch:` knows; their sizes are `engine.lm.scratch`'s."""
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 _RUN = re.compile(r"run:[a-z0-9][\w-]*(@[\w-]+)?|run:@last(@[\w-]+)?")
-_SLOT = re.compile(r"\{(\w+)\}")
-
-
-def placeholders(text: str) -> set[str]:
-    """The slots that a warm-up text names: `{word}`. Other braces are plain text."""
-    return set(_SLOT.findall(text))
 
 
 class Lora(SpecModel):
@@ -41,44 +35,15 @@ class Lora(SpecModel):
     """Names of the layers to adapt; empty: PEFT's choice for the architecture."""
 
 
-def _choice_shape(value: Any) -> str | None:
-    if isinstance(value, list | tuple):
-        return "<list>"
-    return "<weights>" if isinstance(value, Mapping) else None
-
-
-Choices = Annotated[
-    Annotated[tuple[str, ...], Field(min_length=1), Tag("<list>")]
-    | Annotated[Mapping[str, Annotated[float, Field(gt=0)]], Field(min_length=1), Tag("<weights>")],
-    Discriminator(
-        _choice_shape,
-        custom_error_type="spec",
-        custom_error_message="{message}",
-        custom_error_context={"message": "must be a list of texts, or `text: weight` pairs", "at": ""},
-    ),
-]
-"""Alternatives, equally likely or weighted."""
-
-
-class Warmup(SpecModel):
+class Warmup(TextSource):
     """The text that a model from scratch first learns to write, so that it says anything at all."""
 
-    template: str | None = None
-    """The assistant's answer, with `{slot}` for each choice."""
-    utterances: Mapping[str, Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
-    """For conversations: what is said in a turn, `text: weight`; `{slot}` works here too. `reply_fn` answers."""
-    file: str | None = None
-    """A text file to learn from, one example a paragraph, relative to the spec that names it."""
-    file_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    """The file's hash. Filled in when the spec is loaded."""
-    slots: Mapping[str, Choices] = Field(default_factory=dict)
-    """What each `{slot}` may become: a list, or `text: weight` pairs."""
+    block: ClassVar[str] = "model.warmup"
+    purpose: ClassVar[str] = "warm-up"
     learn: Literal["utterances", "conversation"] = "utterances"
     """Whose words the model learns to write: its own, or the environment's replies too.
 
     Knowing what will be replied takes remembering what was said, which a ranker profits from."""
-    turns: int = Field(8, ge=1)
-    """Most utterances of a conversation."""
     examples: int = Field(2000, ge=1)
     """Texts drawn, from which the tokenizer and the model learn."""
     holdout: float = Field(0.05, ge=0, lt=1)
@@ -93,25 +58,9 @@ class Warmup(SpecModel):
     """AdamW's peak learning rate."""
 
     @model_validator(mode="after")
-    def _one_kind_of_text(self) -> Warmup:
-        given = [key for key in ("template", "utterances", "file") if getattr(self, key) is not None]
-        if not given:
-            raise complaint("warm-up needs a text to learn: one of `template`, `utterances` or `file`")
-        if len(given) > 1:
-            raise complaint(f"{' and '.join(given)} exclude each other: keep one", at=given[-1])
-        if self.file_sha256 is not None and self.file is None:
-            raise complaint("file_sha256 goes with `file`", at="file_sha256")
+    def _somebody_replies(self) -> Warmup:
         if self.learn == "conversation" and self.utterances is None:
             raise complaint("learn: conversation goes with `utterances`: nobody replies to a text", at="learn")
-        texts = {"template": [self.template or ""], "utterances": list(self.utterances or ()), "file": []}[given[0]]
-        used = {name for text in texts for name in placeholders(text)}
-        for name in sorted(used - set(self.slots)):
-            close = difflib.get_close_matches(name, self.slots, n=1)
-            hint = f" Did you mean {{{close[0]}}}?" if close else " Add it to `slots`."
-            raise complaint(f"{{{name}}} is not one of the slots.{hint}", at=given[0])
-        for name in self.slots:
-            if name not in used:
-                raise complaint(f"no text uses {{{name}}}: remove this slot, or use it", at=f"slots.{name}")
         return self
 
 

@@ -21,7 +21,7 @@ _TOKENS = (
     (re.compile(r"\bgh[pousr]_[A-Za-z0-9]{36,}\b"), "a GitHub token", "GITHUB_TOKEN"),
     (re.compile(r"\bAKIA[0-9A-Z]{16}\b"), "an AWS key", "AWS_ACCESS_KEY_ID"),
 )
-_MODEL_READS = (("dataset",), ("model", "warmup"))
+_MODEL_READS = (("dataset",), ("model", "warmup"), ("algorithm", "data"))
 """Text that a model reads or that is code: a secret there would leak into weights and samples."""
 
 

@@ -15,6 +15,7 @@ from engine.store.tables import Event, RunId
 from engine.store.together import Write, together
 from engine.store.values import storable_json, storable_text
 
+MIRROR_FAILED, MIRRORED = "tracking.failed", "tracking.mirrored"
 _ADD = insert(table_of(Event)).inline()
 
 
@@ -54,3 +55,11 @@ def of_run(session: Session, run_id: RunId, *, limit: int = 1000) -> list[Event]
     """The newest `limit` events of a run, oldest first."""
     newest = session.scalars(select(Event).where(Event.run_id == run_id).order_by(Event.id.desc()).limit(limit))
     return list(newest)[::-1]
+
+
+def failing_mirrors(session: Session, run_id: RunId) -> dict[str, Event]:
+    """The bridges to other tools that failed last: by name, what was said of them."""
+    kinds = (MIRROR_FAILED, MIRRORED)
+    found = session.scalars(select(Event).where(Event.run_id == run_id, Event.kind.in_(kinds)).order_by(Event.id))
+    newest = {event.data["bridge"]: event for event in found}
+    return {bridge: event for bridge, event in newest.items() if event.kind == MIRROR_FAILED}

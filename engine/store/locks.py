@@ -73,3 +73,8 @@ def serialise(session: Session, name: str) -> None:
 def removal_lock(run_id: UUID) -> str:
     """The name of the lock that keeps a run from being resumed while it is removed."""
     return f"removing:{run_id.hex}"
+
+
+def tracking_lock(run_id: UUID) -> str:
+    """The name of the lock of whoever mirrors a run into other tools."""
+    return f"tracking:{run_id.hex}"

@@ -66,7 +66,7 @@ def test_weights_that_cannot_be_drawn_from_are_refused(options):
 
 @given(st.integers(0, 1000))
 def test_each_occurrence_of_a_slot_is_drawn_for_itself_and_other_braces_are_text(seed):
-    filler = Filler({"x": ["1", "2", "3"]})
+    filler = Filler({"x": ["1", "2", "3"]}, "here")
 
     text = filler.fill("{x}{x}{x} {} { x }", np.random.default_rng(seed))
 
@@ -76,13 +76,14 @@ def test_each_occurrence_of_a_slot_is_drawn_for_itself_and_other_braces_are_text
 
 def test_a_slot_that_nobody_declared_is_named():
     with pytest.raises(SpecError, match=r"asks for \{y\}, but slots declares x"):
-        Filler({"x": ["1"]}).fill("{y}", np.random.default_rng(0))
+        Filler({"x": ["1"]}, "here").fill("{y}", np.random.default_rng(0))
 
 
 def play(warmup, functions):
     return conversations(
         warmup,
         [Task("Which?", 7)],
+        examples=warmup.examples,
         opening={"Which?": "<|start_header_id|>assistant"},
         bridge=lambda reply: f"[{reply}]<|start_header_id|>assistant",
         functions=functions,

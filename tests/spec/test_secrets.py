@@ -28,7 +28,12 @@ def test_anything_else_in_their_form_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "block", [{"dataset": {"main_prompt": "${env:A}"}}, {"model": {"warmup": {"template": "${env:A}"}}}]
+    "block",
+    [
+        {"dataset": {"main_prompt": "${env:A}"}},
+        {"model": {"warmup": {"template": "${env:A}"}}},
+        {"algorithm": {"data": {"template": "${env:A}"}}},
+    ],
 )
 def test_a_model_never_reads_a_secret(block: Any) -> None:
     assert len(complaints(block)) == 1

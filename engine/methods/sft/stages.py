@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from engine.errors import DataError
@@ -13,10 +14,11 @@ from engine.lm.supervised import Example, completion_loss, mean_logps, quick_ord
 from engine.methods.dialogue.final import Contestant, evaluate_all
 from engine.methods.dialogue.models import Loader, games
 from engine.methods.dialogue.prepare import training_tasks
-from engine.methods.sft.config import SFT
-from engine.methods.sft.examples import conversations, examples
+from engine.methods.sft.config import SFT, Data
+from engine.methods.sft.examples import Messages, answered, conversations, examples, written_texts
 from engine.methods.supervised.course import Course, Schedule, Work, settings, trained, wanted_splits, write_means
 from engine.runtime.context import Evaluation, ItemScore, StageContext
+from engine.spec.dataset import TRAIN
 
 METRIC = "logp"
 """Mean log-probability of an item's learnt tokens, in nats: 0 at most, higher is better."""
@@ -25,21 +27,28 @@ Splits = Mapping[str, Sequence[Example | None]]
 
 def prepare(ctx: StageContext) -> None:
     """Make or resolve the model of the spec; a scratch model's tokenizer knows the conversations."""
-    train, *_ = conversations(ctx.config["dataset"]).values()
+    dataset, data = ctx.config["dataset"], ctx.config.get("algorithm", {}).get("data")
+    if data is None:
+        learnt = conversations(dataset)[TRAIN]
+    else:
+        learnt = written_texts(ctx, Data.model_validate_json(json.dumps(data)))
     draft = scratch.train_tokenizer([], 0)  # knows the chat template, which is all that rendering needs
-    texts = ["".join(text for text, _ in chat.written(draft, messages)) for messages in train]
-    warmup.prepare(ctx, training_tasks(ctx.config["dataset"]), texts=texts)
+    texts = ["".join(text for text, _ in chat.written(draft, messages)) for messages in learnt]
+    warmup.prepare(ctx, training_tasks(dataset), texts=texts)
 
 
 def train(ctx: StageContext) -> None:
     """Train the policy; leaves `best/` and `latest/`, each with a `policy` directory."""
-    config = SFT.model_validate(ctx.config["algorithm"])
+    config = SFT.model_validate_json(json.dumps(ctx.config["algorithm"]))
     loader = Loader(ctx)
     policy = loader.policy()
     if is_scored(ctx.config["dataset"]):
         games(ctx, policy)  # what cannot be scored in the end is told now
     splits = wanted_splits(ctx, config, _splits(ctx, config, policy))
-    kept = [example for example in splits["train"] if example is not None]
+    if config.best_by is not None and config.best_by not in splits:
+        raise DataError(f"algorithm.best_by: no item of the split {config.best_by!r} has a text to be evaluated by")
+    learnt = splits[TRAIN] if config.data is None else _tokens(config, policy, written_texts(ctx, config.data), "data")
+    kept = [example for example in learnt if example is not None]
     schedule = Schedule(len(kept), config, ctx.seed)
     learner = loader.learner_of(policy.model, settings(config, schedule))
     work = Work(
@@ -57,7 +66,7 @@ def train(ctx: StageContext) -> None:
 
 def evaluate(ctx: StageContext) -> None:
     """The trained and the untrained model on every split: log-probabilities, and scores where something scores."""
-    config = SFT.model_validate(ctx.config["algorithm"])
+    config = SFT.model_validate_json(json.dumps(ctx.config["algorithm"]))
     folder, step = trained(ctx)
     loader = Loader(ctx)
     models = [("untrained/", 0, loader.policy()), ("", step, loader.saved_policy(folder / "policy"))]
@@ -71,12 +80,14 @@ def evaluate(ctx: StageContext) -> None:
 
 
 def _splits(ctx: StageContext, config: SFT, policy: Policy) -> Splits:
-    """Every split in tokens."""
+    """Every split that has something to learn, in tokens."""
+    found = (conversations if config.data is None else answered)(ctx.config["dataset"])
+    return {split: _tokens(config, policy, written, split) for split, written in found.items()}
+
+
+def _tokens(config: SFT, policy: Policy, written: Sequence[Messages | None], split: str) -> list[Example | None]:
     everything = config.learn == "everything"
-    return {
-        name: examples(policy.tokenizer, found, everything=everything, longest=config.max_tokens, split=name)
-        for name, found in conversations(ctx.config["dataset"]).items()
-    }
+    return examples(policy.tokenizer, written, everything=everything, longest=config.max_tokens, split=split)
 
 
 def _evaluated(
