@@ -132,6 +132,7 @@ def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_i
     listener.start()
     code = _pulse(deps, crew, signals, run_id)
     deps.draining.set()
+    _quietly(crew.answer_calls)  # they hear at once that we leave
     asked = signals.count
     while not crew.join(PULSE_S):
         if signals.count > asked:
@@ -168,6 +169,7 @@ def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> int
             _quietly(lambda: kept.end_unneeded(deps.settings, deps.db))
         if drain is Drain.NOW or (drain is Drain.AFTER_CURRENT and not crew.size):
             return ExitCode.OK
+        _quietly(crew.answer_calls)
         _quietly(crew.look)
         if run_id is not None and not crew.size:
             if _quietly(lambda: _over(deps.db, run_id)):

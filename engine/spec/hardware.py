@@ -30,7 +30,8 @@ class StageHardware(SpecModel):
     device: Device = "auto"
     """Where tensors live; `auto` is a leased GPU if there is one, else the CPU."""
     gpus: int = Field(0, ge=0)
-    """GPUs leased for a stage, of each of its nodes. Under `torchrun` and `deepspeed` for the stages that train; the others take one."""
+    """GPUs leased for a stage, of each of its nodes. Under `torchrun` and `deepspeed` for the stages that train; the
+    others take one."""
     launcher: Launcher = "single"
     """How the processes of a stage that trains start: one alone, a rank a GPU as under torchrun, or the same with
     DeepSpeed's ZeRO."""

@@ -146,14 +146,13 @@ def begin(
     """
     first = session.execute(select(_W.c.name, _W.c.host).where(_W.c.id == worker)).one()
     gang = Gang(0, (Node(first.name, first.host), *(it.node for it in others)), secrets.token_hex(32))
-    rows = [{"worker_id": worker, "lease_expires_at": None, "state": MemberState.RUNNING}]
+    rows: list[dict[str, Any]] = [{"worker_id": worker, "lease_expires_at": None, "state": MemberState.RUNNING}]
     until = now + timedelta(seconds=lease_s)
     rows += [{"worker_id": it.worker_id, "lease_expires_at": until, "state": MemberState.CALLED} for it in others]
     same = {"attempt_id": attempt_id, "token": gang.token}
     session.execute(_ADD, [{**same, **row, "node": node} for node, row in enumerate(rows)])
-    leases = [
-        {"attempt_id": attempt_id, "worker_id": it.worker_id, "device": device} for it in others for device in it.devices
-    ]
+    lent = [(it.worker_id, device) for it in others for device in it.devices]
+    leases = [{"attempt_id": attempt_id, "worker_id": lender, "device": device} for lender, device in lent]
     session.execute(_LEASE, leases)
     return gang
 
@@ -246,4 +245,3 @@ def of(session: Session, attempt_ids: Collection[UUID]) -> dict[UUID, list[Membe
         one = Membership(row.attempt_id, row.node, row.name, row.host, row.state)
         found.setdefault(row.attempt_id, []).append(one)
     return found
-

@@ -167,9 +167,9 @@ def expire(session: Session, now: datetime, *, run_id: RunId | None = None) -> l
         overdue = overdue.where(Stage.run_id == run_id)
     # Runs in one order: two that expire at once must not wait for each other's locks.
     silent = members.overdue(session, now, run_id=run_id)
-    due = {(run, attempt): "" for run, attempt in session.execute(overdue).all()}
+    due = {(run, attempt) for run, attempt in session.execute(overdue)}
     lost = []
-    for run, attempt in sorted({**silent, **due}):
+    for run, attempt in sorted({*silent, *due}):
         error = silent.get((run, attempt), "") if (run, attempt) not in due else ""
         if (expired := lose(session, run, attempt, now=now, overdue=True, node=error)) is not None:
             lost.append(expired)

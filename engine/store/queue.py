@@ -51,7 +51,6 @@ class Waiting:
         """Its place among the stages of its user and priority."""
         return self.ready_at, self.stage_id
 
-
     def before(self, other: Waiting) -> bool:
         """Whether it comes first, whoever's they are: one order for all, so that no two wait for each other."""
         return (-self.priority, *self.place) < (-other.priority, *other.place)

@@ -49,7 +49,7 @@ def upgrade() -> None:
     _put_back(kept)
 
 
-def _columns() -> list[sa.SchemaItem]:
+def _columns() -> list[Any]:
     return [
         sa.Column("stage_id", sa.Uuid(), nullable=False),
         sa.Column("worker_id", sa.Uuid(), nullable=False),
