@@ -243,6 +243,11 @@ def _stuck(deps: Deps, crew: Crew) -> bool:
         f"{stage.name} needs {stage.needs}, more than the worker started for this run lends ({crew.lends}): "
         "`rlx worker` on a machine that has them, or once no other worker here lends them, takes it up"
     )
+    if stage.nodes > 1:
+        message = (
+            f"{stage.name} needs {stage.nodes} workers with {stage.needs} each at once, and this run has no more than "
+            "the one that was started for it: as many `rlx worker`, on machines that have them, take it up"
+        )
     log.error(message)
     with deps.db.write() as session:
         events.add(session, "run.stuck", message, now=deps.now(), run_id=stage.run_id, stage_id=stage.stage_id)

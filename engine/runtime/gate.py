@@ -161,7 +161,7 @@ class Passage:
 
 
 def end_with(pid: int, started: Callable[[], bool]) -> None:
-    """End this process, and with it its ranks, as soon as that one ends; `started` says whether it is still the same."""
+    """End this process, and with it its ranks, when that one ends; `started` says whether it is still the same."""
     try:
         other = os.pidfd_open(pid)
     except ProcessLookupError:

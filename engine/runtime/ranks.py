@@ -216,7 +216,8 @@ class Ranks:
         _in_thread(listen, "line")
         _in_thread(hand_on, "stop")
         gang, listener = self._task.claimed.gang, self._meeting.listener
-        assert gang is not None and listener is not None, "who has a line is a node, and its meeting is its own"
+        assert gang is not None, "who has a line is a node"
+        assert listener is not None, "a meeting here has a listener"
         Passage(gang, listener).open()
 
 
