@@ -181,7 +181,7 @@ def held(session: Session, worker_ids: Collection[UUID]) -> dict[UUID, list[Held
         .where(Attempt.worker_id.in_(worker_ids), Attempt.status == AttemptStatus.RUNNING)
     )
     joined = (
-        select(Member.worker_id, Member.node, Stage.nodes, *what)
+        select(Member.worker_id.label("worker"), Member.node, Stage.nodes, *what)
         .join(Attempt, Attempt.id == Member.attempt_id)
         .join(Stage, Stage.id == Attempt.stage_id)
         .join(Run, Run.id == Stage.run_id)

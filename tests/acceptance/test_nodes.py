@@ -1,10 +1,7 @@
-"""A stage over two workers as over one process: the same losses; it outlives a node that is killed, and none outlives it."""
+"""A stage over two workers: the same losses as in one process, also when a node is killed; cancelled, none is left."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,38 +12,42 @@ from sqlalchemy import Select, select
 
 from engine.runtime import trees
 from engine.store.session import open_database
-from engine.store.tables import Attempt, Lease, Metric, Run, Series, Stage
+from engine.store.tables import Lease, Metric, Run, Series
 from tests.acceptance.rlx_command import ROOT, Rlx, eventually
 
-STEPS, LONGER = 24, 100_000
+STEPS, LONGER = 120, 100_000
 """Of a run, and of one that nobody waits for."""
 OVERRIDES = (
     *("algorithm.schedule=constant", "algorithm.warmup=0.0", "algorithm.batch_size=6", "algorithm.batch_tokens=150"),
     *("algorithm.lr=5e-4", "algorithm.checkpoint_every=4", "algorithm.best_by=null", "evaluation={every: 100000}"),
-    *("dataset.score_fn=null", "dataset.done_fn=null", "dataset.split_fn=null", "dataset.splits={}"),
+    *("dataset.score_fn=null", "dataset.done_fn=null", "dataset.split_fn=null", "hardware.timeout=null"),
 )
 TWO_NODES = ("hardware.launcher=torchrun", "hardware.processes=1", "hardware.nodes=2")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 class Lab:
-    """One installation, two workers, and looks into its store."""
+    """One installation, its workers, and looks into its store."""
 
     def __init__(self, home: Path) -> None:
         self.rlx, self._home = Rlx(home), home
-        lines = (ROOT / "specs/datasets/dates_train.jsonl").read_text().splitlines()[:18]
-        items = home.parent / "train.jsonl"
-        items.write_text("".join(f"{line}\n" for line in lines))
-        self._words = (*OVERRIDES, f"dataset.items={{file: {items}}}", "--no-wait")
-        self.workers = {name: self.start(name) for name in ("one", "two")}
+        self.workers: dict[str, subprocess.Popen[str]] = {}
+        lines = (ROOT / "specs/datasets/dates_train.jsonl").read_text().splitlines()
+        for name, some in (("train", slice(0, 18)), ("heldout", slice(18, 20))):
+            (home.parent / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines[some]))
+        self._words = (
+            *OVERRIDES,
+            f"dataset.items={{file: {home.parent}/train.jsonl}}",
+            f"dataset.splits={{heldout: {{file: {home.parent}/heldout.jsonl}}}}",
+        )
 
-    def start(self, name: str) -> subprocess.Popen[str]:
-        return self.rlx.start("worker", "--slots", "1", "--name", name)
+    def start_worker(self, name: str) -> None:
+        self.workers[name] = self.rlx.start("worker", "--slots", "1", "--name", name)
 
     def submit(self, *hardware: str, steps: int = STEPS) -> str:
-        """The handle of a run whose training is computed anew; its model is made once for all."""
-        words = (f"algorithm.steps={steps}", f"notes={'+'.join(hardware)}")
-        return self.rlx("submit", "specs/dates_sft.yaml", *self._words, *words, *hardware).strip()
+        """The handle of a run that computes everything anew."""
+        words = (*self._words, f"algorithm.steps={steps}", *hardware, "--no-cache", "--no-wait")
+        return self.rlx("submit", "specs/dates_sft.yaml", *words).strip()
 
     def query(self, statement: Select[Any]) -> list[Any]:
         database = open_database(f"sqlite:///{self._home / 'rlx.db'}")
@@ -70,16 +71,91 @@ class Lab:
         found: list[dict[str, Any]] = stage["attempts"]
         return found
 
-    def marked(self) -> dict[int, str]:
-        """Every process of a stage of ours, with what it is marked as."""
-        home = f"RLX_HOME={self._home}\0".encode()
-        found = {}
-        for pid in trees.table():
-            try:
-                ours = home in Path(f"/proc/{pid}/environ").read_bytes() or pid in found
-            except OSError:
-                continue
-            if ours and b"workers.nursery" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found[pid] = "nursery"
-        nurseries = set(found)
-        return {pid: "stage" for nursery in nurseries for pid in trees.below(nursery) if pid not in nurseries}
+    def past(self, handle: str, step: int) -> None:
+        """Wait until the run is past that step."""
+        eventually(lambda: len(self.losses(handle)) >= step or None, f"{step} steps of {handle}")
+
+    def below_workers(self) -> set[int]:
+        return {pid for worker in self.workers.values() for pid in trees.below(worker.pid)}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("home"))
+    for name in ("one", "two"):
+        lab.start_worker(name)
+    eventually(lambda: len(lab.rlx.json("worker", "ls")) == 2 or None, "two workers")
+    yield lab
+    for worker in lab.workers.values():
+        worker.terminate()
+    for worker in lab.workers.values():
+        worker.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def alone(lab: Lab) -> dict[int, float]:
+    """The losses of the run in one process."""
+    handle = lab.submit()
+    lab.rlx("watch", handle)
+    return lab.losses(handle)
+
+
+def test_two_nodes_compute_what_one_process_does_and_survive_the_loss_of_one(lab: Lab, alone: dict[int, float]) -> None:
+    handle = lab.submit(*TWO_NODES)
+    lab.past(handle, 8)
+    (attempt,) = lab.attempts(handle)
+    holders = {node["worker"] for node in attempt["nodes"]}
+    assert holders == {"one", "two"}
+    running = {row["name"]: row["running"][0] for row in lab.rlx.json("worker", "ls")}
+    assert {name: running[name]["node"] for name in running} == {it["worker"]: it["node"] for it in attempt["nodes"]}
+
+    victim = attempt["nodes"][1]["worker"]
+    killed = lab.workers.pop(victim)
+    its_own = trees.below(killed.pid)
+    lab.start_worker("three")
+    killed.kill()
+    killed.communicate(timeout=60)
+
+    eventually(lambda: not (its_own & trees.table().keys()) or None, "the end of all that the killed worker had")
+    lab.rlx("watch", handle)
+    first, second = lab.attempts(handle)
+    assert (first["status"], first["cause"]) == ("failed", "lost")
+    assert f"node 1 ({victim} on " in first["error"]
+    assert (second["status"], {node["worker"] for node in second["nodes"]}) == (
+        "succeeded",
+        {"three", *holders} - {victim},
+    )
+    assert lab.losses(handle) == {step: pytest.approx(alone[step], rel=1e-3) for step in range(1, STEPS + 1)}
+
+
+def test_cancelled_nodes_leave_a_checkpoint_and_nobody(lab: Lab, alone: dict[int, float]) -> None:
+    idle = lab.below_workers()
+    handle = lab.submit(*TWO_NODES, steps=LONGER)
+    lab.past(handle, 5)
+    assert len(lab.below_workers() - idle) >= 2
+
+    lab.rlx("cancel", handle, "--grace", "60s")
+
+    lab.rlx("watch", handle, code=1)
+    eventually(lambda: lab.below_workers() <= idle or None, "the end of every node's processes")
+    assert lab.query(select(Lease.device)) == []
+    (attempt,) = lab.attempts(handle)
+    assert attempt["status"] == "cancelled"
+    assert lab.rlx.json("show", handle)["checkpoints"]
+
+
+def test_a_stage_that_finds_too_few_workers_says_so(lab: Lab) -> None:
+    handle = lab.submit("hardware.launcher=torchrun", "hardware.processes=1", "hardware.nodes=4")
+
+    (waiting,) = eventually(lambda: [it for it in lab.rlx.json("queue") if it["stage"] == "train"] or None, "the wait")
+
+    assert waiting["why"] == "needs 4 workers with 1 slot each; 2 workers lend that"
+    lab.rlx("cancel", handle)
+
+
+def test_submit_refuses_what_its_one_worker_could_never_do(tmp_path: Path) -> None:
+    alone = Rlx(tmp_path / "home")
+
+    said = alone.error("submit", "specs/dates_sft.yaml", *TWO_NODES, code=5)
+
+    assert "stage 'train' needs 2 workers at once" in said
