@@ -25,7 +25,10 @@ def announced(settings: Settings, gang: Gang) -> str:
     the database or the broker, which the others reach too. Raises NodeUnreachable where that says nothing.
     """
     if settings.address:
-        return settings.address
+        try:
+            return str(socket.getaddrinfo(settings.address, None, type=socket.SOCK_STREAM)[0][4][0])
+        except OSError as error:
+            raise NodeUnreachable(f"RLX_ADDRESS={settings.address} on {gang.nodes[0].host}: {error}") from error
     if len({node.host for node in gang.nodes}) == 1:
         return LOOPBACK
     for url in (settings.database_url, settings.broker_url):

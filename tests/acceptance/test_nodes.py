@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ import pytest
 from sqlalchemy import Select, select
 
 from engine.runtime import trees
+from engine.settings import Settings
 from engine.store.session import open_database
 from engine.store.tables import Lease, Metric, Run, Series
 from tests.acceptance.rlx_command import ROOT, Rlx, eventually
+from tests.faults.fleet import Fleet
+from tests.faults.network import Network
+from tests.faults.servers import Postgres
 
 STEPS, LONGER = 120, 100_000
 """Of a run, and of one that nobody waits for."""
@@ -29,8 +35,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 class Lab:
     """One installation, its workers, and looks into its store."""
 
-    def __init__(self, home: Path) -> None:
-        self.rlx, self._home = Rlx(home), home
+    def __init__(self, rlx: Rlx, database: str | None = None) -> None:
+        self.rlx, home = rlx, rlx.home
+        self._database = database or f"sqlite:///{home / 'rlx.db'}"
         self.workers: dict[str, subprocess.Popen[str]] = {}
         lines = (ROOT / "specs/datasets/dates_train.jsonl").read_text().splitlines()
         for name, some in (("train", slice(0, 18)), ("heldout", slice(18, 20))):
@@ -50,7 +57,7 @@ class Lab:
         return self.rlx("submit", "specs/dates_sft.yaml", *words).strip()
 
     def query(self, statement: Select[Any]) -> list[Any]:
-        database = open_database(f"sqlite:///{self._home / 'rlx.db'}")
+        database = open_database(self._database)
         try:
             with database.read() as session:
                 return list(session.execute(statement))
@@ -81,7 +88,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("home"))
+    lab = Lab(Rlx(tmp_path_factory.mktemp("home")))
     for name in ("one", "two"):
         lab.start_worker(name)
     eventually(lambda: len(lab.rlx.json("worker", "ls")) == 2 or None, "two workers")
@@ -153,9 +160,72 @@ def test_a_stage_that_finds_too_few_workers_says_so(lab: Lab) -> None:
     lab.rlx("cancel", handle)
 
 
+@dataclass(frozen=True)
+class Served(Rlx):
+    """The command on servers of a test's own."""
+
+    settings: Settings
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, **self.settings.environment()}
+
+
+@pytest.mark.netns
+def test_two_hosts_find_each_other_and_one_that_is_cut_off_is_named(alone: dict[int, float], tmp_path: Path) -> None:
+    if reason := Postgres.absent():
+        pytest.skip(reason)
+    with ExitStack() as stack:
+        network = stack.enter_context(Network(["left", "right"]))
+        network.connect()
+        database = stack.enter_context(Postgres(host="0.0.0.0", inside=network.hub.inside))
+        fleet = stack.enter_context(Fleet(tmp_path / "shared", database_url=database.socket_url, lease_s=4))
+
+        lab = Lab(Served(fleet.settings.home, fleet.settings), database.socket_url)
+        for name, host in network.hosts.items():
+            there = replace(fleet.settings, database_url=database.url_at(network.address(name)))
+            preload = "torch,engine.lm.hf,engine.methods.sft.stages,engine.methods.dialogue.prepare"
+            fleet.start_worker(settings=there, inside=host.inside, preload=preload)
+        eventually(lambda: len(lab.rlx.json("worker", "ls")) == 2 or None, "two workers")
+        handle = lab.submit(*TWO_NODES)
+        lab.past(handle, 8)
+        (attempt,) = lab.attempts(handle)
+        assert {node["host"] for node in attempt["nodes"]} == set(network.hosts)
+        cut = attempt["nodes"][1]
+
+        network.cut(cut["host"])
+        lost = eventually(
+            lambda: next((it for it in lab.attempts(handle) if it["error"]), None), "the end of the attempt"
+        )
+        network.mend(cut["host"])
+
+        assert lost["status"] == "lost"
+        assert f"node 1 ({cut['worker']} on {cut['host']}) fell silent" in lost["error"]
+        lab.rlx("watch", handle)
+        assert [it["status"] for it in lab.attempts(handle)] == ["lost", "succeeded"]
+        assert lab.losses(handle) == {step: pytest.approx(alone[step], rel=1e-3) for step in range(1, STEPS + 1)}
+
+
 def test_submit_refuses_what_its_one_worker_could_never_do(tmp_path: Path) -> None:
     alone = Rlx(tmp_path / "home")
 
     said = alone.error("submit", "specs/dates_sft.yaml", *TWO_NODES, code=5)
 
     assert "stage 'train' needs 2 workers at once" in said
+
+
+def test_a_drained_node_has_the_stage_leave_at_a_checkpoint_and_go_back_to_the_queue(lab: Lab) -> None:
+    handle = lab.submit(*TWO_NODES, steps=LONGER)
+    lab.past(handle, 5)
+    (attempt,) = lab.attempts(handle)
+    drained = attempt["nodes"][1]["worker"]
+
+    lab.rlx("worker", "drain", drained, "--wait")
+
+    lab.workers.pop(drained).communicate(timeout=60)
+    attempt = eventually(lambda: next((it for it in lab.attempts(handle) if it["finished_at"]), None), "its end")
+    assert (attempt["status"], attempt["cause"]) == ("cancelled", "preempted")
+    assert lab.rlx.json("show", handle)["checkpoints"]
+    (waiting,) = [it for it in lab.rlx.json("queue") if it["run"] == handle]
+    assert waiting["why"] == "needs 2 workers with 1 slot each; 1 worker lends that"
+    lab.rlx("cancel", handle)

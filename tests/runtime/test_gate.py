@@ -178,6 +178,8 @@ def test_the_first_node_announces_what_others_reach(settings: Settings) -> None:
     assert announced(replace(settings, address="10.1.2.3"), same) == "10.1.2.3"
     with pytest.raises(NodeUnreachable, match="RLX_ADDRESS"):
         announced(settings, several)
+    with pytest.raises(NodeUnreachable, match="RLX_ADDRESS=no such host on h1"):
+        announced(replace(settings, address="no such host"), several)
     assert interface_of(HERE) == "lo"
     with pytest.raises(NodeUnreachable, match="GLOO_SOCKET_IFNAME"):
         interface_of("203.0.113.1")
