@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from dashboard.queries import RunDetail
 from dashboard.wording import AXES
 from engine.compare.report import Evaluated, Subject
-from engine.store import checkpoints, evaluations, events, listing, metrics, stages
+from engine.store import checkpoints, evaluations, events, listing, members, metrics, stages
 from engine.store.tables import RunId, StageId, Worker
 
 TAIL_BYTES = 64 * 1024
@@ -245,12 +245,18 @@ def attempts_of(session: Session, run_id: RunId) -> list[AttemptRow]:
     ]
     workers = select(Worker.id, Worker.name).where(Worker.id.in_({row.worker_id for _, row in found}))
     names = {row.id: row.name for row in session.execute(workers)}
+    several = [row.id for stage, row in found if stage.nodes > 1]
+    nodes = members.of(session, several) if several else {}
     rows = [
         AttemptRow(
             stage=stage.name,
             number=row.number,
             status=row.status,
-            worker="" if row.worker_id is None else names.get(row.worker_id, ""),
+            worker=", ".join(it.worker for it in nodes[row.id])
+            if row.id in nodes
+            else names.get(row.worker_id, "")
+            if row.worker_id is not None
+            else "",
             cause=row.cause,
             error=row.error,
             detail=dict(row.detail),

@@ -25,6 +25,8 @@ class Settings:
     """`RLX_BROKER_URL`; the default is Celery's filesystem transport in the home folder."""
     artifact_url: str
     """`RLX_ARTIFACTS`, any fsspec URL; the default is a directory in the home folder."""
+    address: str = ""
+    """`RLX_ADDRESS`: where the other nodes of a stage reach this host; by default it is found out."""
 
     @property
     def embedded(self) -> bool:
@@ -68,7 +70,7 @@ class Settings:
             "RLX_DATABASE_URL": self.database_url,
             "RLX_BROKER_URL": self.broker_url,
             "RLX_ARTIFACTS": self.artifact_url,
-        }
+        } | ({"RLX_ADDRESS": self.address} if self.address else {})
 
 
 def find_home(start: Path) -> Path:
@@ -88,4 +90,5 @@ def read_settings(environ: Mapping[str, str] = os.environ, cwd: Path | None = No
         database_url=environ.get("RLX_DATABASE_URL") or f"sqlite:///{home / 'rlx.db'}",
         broker_url=environ.get("RLX_BROKER_URL") or "filesystem://",
         artifact_url=environ.get("RLX_ARTIFACTS") or str(home / "artifacts"),
+        address=environ.get("RLX_ADDRESS", ""),
     )

@@ -52,9 +52,9 @@ def adopt(deps: Deps, devices: Devices, run_id: UUID | None = None) -> Iterator[
             # Where it lives it is in another's hands, or out of everybody's: its lease decides.
             if not _lives(orphan) and task.read_outcome() is None:
                 _lose(orphan, deps)
-        elif (lent := _take(orphan, devices, deps)) is not None:
+        elif task.claimed.gang is None and (lent := _take(orphan, devices, deps)) is not None:
             yield Adopted(task, child, lent, orphan.started_at)
-        else:
+        else:  # no room, or one of several nodes: they end with their workers
             child.kill()
             _lose(orphan, deps)
     for child in children.values():  # over in the store: nothing of theirs would be recorded

@@ -73,7 +73,7 @@ class Chooser:
                 first=cluster.kept if self._kept is not None else None,
                 busy=busy,
             )
-            taken = self._devices.take(line, cluster.should_keep)
+            taken = self._devices.take(line, cluster.should_keep, cluster.has_others)
             # Another may have taken it over since: what counts is what the store says.
             was = cluster.kept if self._kept is not None or taken.kept is not None else None
             if ended and since < _AHEAD * _AHEAD_FOR and taken.kept is None:  # else it would be forgotten unused
@@ -91,7 +91,7 @@ class Chooser:
         if self._now() - self._missed < _ALONE_FOR:
             return
         while len(self._ahead) < _AHEAD and (stage := line.next(self._devices.total)) is not None:
-            if stage.needs != _ONE_SLOT or stage.alone:
+            if stage.needs != _ONE_SLOT or stage.alone or stage.nodes > 1:
                 break
             self._ahead.append(stage)
 
@@ -99,7 +99,13 @@ class Chooser:
         """A stage that waits for this worker, and needs more than it has."""
         with self._db.read() as session:
             waiting = queue.ready(session, queues=self._queues, now=self._now(), run_id=self._run_id)
-        return next((stage for stage in waiting if not self._devices.fits(stage.needs)), None)
+            lenders = lending.lenders(session, self._now()) if any(stage.nodes > 1 for stage in waiting) else []
+        return next((stage for stage in waiting if not self._may_fit(stage, lenders)), None)
+
+    def _may_fit(self, stage: Waiting, lenders: Sequence[Lender]) -> bool:
+        """Whether there is enough of us, and of others for its other nodes, lent or not."""
+        able = stage.nodes == 1 or sum(lender.serves(stage) for lender in lenders) >= stage.nodes
+        return able and self._devices.fits(stage.needs)
 
     def _keep(self, stage: Waiting | None, was: Waiting | None) -> None:
         """Record the reservation where it has changed from what it `was`, or would lapse."""
@@ -149,6 +155,9 @@ class _Cluster:
 
     def should_keep(self, stage: Waiting, left: Needs) -> bool:
         return lending.should_keep(stage, self._worker, left, self.lenders)
+
+    def has_others(self, stage: Waiting) -> bool:
+        return lending.others(stage, self._worker, self.lenders) is not None
 
     @property
     def kept(self) -> Waiting | None:

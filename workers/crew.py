@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
-from engine.errors import Unreachable
+from engine.errors import Refused, Unreachable
 from engine.log import get_logger
 from engine.plan.stage import Needs
+from engine.store import members
 from engine.store.queue import Waiting
 from engine.store.tables import StageId
 from workers import adoption
 from workers.choice import Chooser
 from workers.devices import Devices
+from workers.nodes import carry_out
 from workers.supervisor import Deps, supervise, take_over
 
 log = get_logger(__name__)
@@ -33,6 +35,7 @@ class Job:
     devices: tuple[str, ...]
     work: Callable[[], object]
     """False says that there was nothing to claim."""
+    nodes: int = 1
 
 
 class Crew:
@@ -60,6 +63,18 @@ class Crew:
             self._start(job)
         return len(jobs)
 
+    def answer_calls(self) -> None:
+        """Begin with the nodes of other workers' attempts for which they have leased devices of ours."""
+        with self._deps.db.read() as session:
+            calls = members.calls(session, self._deps.worker)
+        for call in calls:
+            with self._looking:
+                # A node of an earlier attempt may still be ending here, or a stage that is about to be refused.
+                if call.stage_id in self._busy or not self._devices.lend_exactly(call.devices):
+                    continue
+                self._busy.add(call.stage_id)
+            self._start(Job(call.stage_id, call.devices, partial(carry_out, call, self._deps)))
+
     def close(self) -> None:
         """Start nothing more; what runs goes on."""
         self._closed = True
@@ -82,7 +97,7 @@ class Crew:
             return []
         with self._looking:
             jobs = [
-                Job(stage.stage_id, devices, partial(supervise, stage.stage_id, devices, self._deps))
+                Job(stage.stage_id, devices, partial(supervise, stage.stage_id, devices, self._deps), stage.nodes)
                 for stage, devices in self._chooser.choose(self._busy, ended=ended)
             ]
             self._busy.update(job.stage_id for job in jobs)
@@ -102,7 +117,10 @@ class Crew:
         try:
             if job.work() is False:
                 self._chooser.missed()
+                return job.nodes == 1  # the other nodes' devices may be gone for a while: the next pulse looks again
             return True
+        except Refused as error:  # leased by another worker for a node of its attempt, or of ours: see `answer_calls`
+            log.info("the stage was not claimed", extra={"stage_id": str(job.stage_id), "why": str(error)})
         except Unreachable as error:
             log.warning("the stage could not be claimed", extra={"error": str(error)})
         except Exception:

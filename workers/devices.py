@@ -12,6 +12,8 @@ from typing import Protocol
 from engine.plan.stage import Needs
 from engine.store.queue import Waiting
 
+Together = Callable[[Waiting], bool]
+"""Whether other workers have room for the other nodes of a stage."""
 Keep = Callable[[Waiting, Needs], bool]
 """Whether what is left on this worker is kept for a stage that needs more."""
 
@@ -63,22 +65,27 @@ class Devices:
         """Whether the worker has what the stage needs, lent or not."""
         return needs.within(self.total)
 
-    def take(self, offers: Offers, keep: Keep = lambda stage, left: True) -> Taken:
+    def take(
+        self,
+        offers: Offers,
+        keep: Keep = lambda stage, left: True,
+        together: Together = lambda stage: True,
+    ) -> Taken:
         """Lend devices to as many of the offered stages as fit, first come first served; all that one needs, or none.
 
         A stage that fits this worker, but not what is free, is passed over, unless `keep` says that this worker is
         the one to keep its devices for it: then what it needs of them is not lent to those behind it, so that
-        small stages do not starve it for ever.
+        small stages do not starve it for ever. So is one of several nodes, unless all of them fit: `together`.
         """
         with self._lock:
             before = set(self._free)
             try:
-                return self._take(offers, keep)
+                return self._take(offers, keep, together)
             except BaseException:  # the store went away half-way: nothing was lent
                 self._free = before
                 raise
 
-    def _take(self, offers: Offers, keep: Keep) -> Taken:
+    def _take(self, offers: Offers, keep: Keep, together: Together) -> Taken:
         lent: list[tuple[Waiting, tuple[str, ...]]] = []
         kept, passed = None, 0
         left = Needs(*(sum(name in self._free for name in names) for names in (self._slots, self._gpus)))
@@ -89,7 +96,7 @@ class Devices:
                 break
             if stage.alone:  # with every slot there is no room for anything beside it
                 stage = replace(stage, needs=Needs(self.total.slots, stage.needs.gpus))
-            if stage.needs.within(left):
+            if stage.needs.within(left) and (stage.nodes == 1 or together(stage)):
                 lent.append((stage, self._lend(stage.needs)))
                 left -= stage.needs
             elif kept is None and keep(stage, left):
@@ -104,6 +111,14 @@ class Devices:
         gpus = [name for name in self._gpus if name in self._free][: needs.gpus]
         self._free.difference_update(slots, gpus)
         return (*slots, *gpus)
+
+    def lend_exactly(self, devices: Sequence[str]) -> bool:
+        """Lend these, which another worker has leased of us; False where one of them is still lent."""
+        with self._lock:
+            if not self._free.issuperset(devices):
+                return False
+            self._free.difference_update(devices)
+        return True
 
     def lend_again(self, devices: Sequence[str]) -> tuple[str, ...] | None:
         """What a dead predecessor had lent: exactly these GPUs, and as many slots; None where they are not free."""

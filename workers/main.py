@@ -132,6 +132,7 @@ def _work(deps: Deps, crew: Crew, signals: Signals, queues: Sequence[str], run_i
     listener.start()
     code = _pulse(deps, crew, signals, run_id)
     deps.draining.set()
+    _quietly(crew.answer_calls)  # they hear at once that we leave
     asked = signals.count
     while not crew.join(PULSE_S):
         if signals.count > asked:
@@ -168,6 +169,7 @@ def _pulse(deps: Deps, crew: Crew, signals: Signals, run_id: UUID | None) -> int
             _quietly(lambda: kept.end_unneeded(deps.settings, deps.db))
         if drain is Drain.NOW or (drain is Drain.AFTER_CURRENT and not crew.size):
             return ExitCode.OK
+        _quietly(crew.answer_calls)
         _quietly(crew.look)
         if run_id is not None and not crew.size:
             if _quietly(lambda: _over(deps.db, run_id)):
@@ -241,6 +243,11 @@ def _stuck(deps: Deps, crew: Crew) -> bool:
         f"{stage.name} needs {stage.needs}, more than the worker started for this run lends ({crew.lends}): "
         "`rlx worker` on a machine that has them, or once no other worker here lends them, takes it up"
     )
+    if stage.nodes > 1:
+        message = (
+            f"{stage.name} needs {stage.nodes} workers with {stage.needs} each at once, and this run has no more than "
+            "the one that was started for it: as many `rlx worker`, on machines that have them, take it up"
+        )
     log.error(message)
     with deps.db.write() as session:
         events.add(session, "run.stuck", message, now=deps.now(), run_id=stage.run_id, stage_id=stage.stage_id)

@@ -127,19 +127,19 @@ def _run_child(task: Task, deps: Deps, child: Child | None = None, age_s: float 
     """The attempt in a process of its own (a new one, or `child`) to its outcome. Raises StaleAttempt."""
     try:
         if child is None:
-            _open_log(task)
+            open_log(task)
             kept.make_room(task)
             task.write()
             claimed = task.claimed
             child = deps.children.spawn(
-                str(claimed.attempt_id), task.path, task.log, run_id=claimed.run_id, light=claimed.resources.light
+                task.spawned_as, task.path, task.log, run_id=claimed.run_id, light=claimed.resources.light
             )
         return _attend(child, task, deps, age_s)
     except StaleAttempt:
         raise
     except Exception as error:
         log.exception("the stage could not be supervised", extra={"stage": task.claimed.name})
-        _tell_log(task, error)
+        tell_log(task, error)
         return autopsy.of_exception(error)
     finally:
         if child is not None:
@@ -160,7 +160,8 @@ def _attend(child: Child, task: Task, deps: Deps, age_s: float) -> Outcome:
     return replace(outcome, spent=vigil.last_look(), pid=child.pid, pid_started=child.started)
 
 
-def _open_log(task: Task) -> None:
+def open_log(task: Task) -> None:
+    """Begin the attempt's log, before any user code is imported."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     claimed = task.claimed
     line = f"{claimed.handle}: stage {claimed.name}, attempt {claimed.number}, {claimed.entry}, on {host_name()}"
@@ -168,7 +169,7 @@ def _open_log(task: Task) -> None:
         file.write(f"{line}\n")
 
 
-def _tell_log(task: Task, error: BaseException) -> None:
+def tell_log(task: Task, error: BaseException) -> None:
     """A stage that never ran has a log that says why; on a full disk the store alone has it."""
     with suppress(OSError), task.log.open("a", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)

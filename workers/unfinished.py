@@ -17,7 +17,7 @@ from engine.runtime import left_behind
 from engine.runtime.task import Task, log_tail, written
 from engine.settings import Settings
 from engine.store import stages
-from engine.store.processes import provably_gone
+from engine.store.processes import process_started, provably_gone
 from engine.store.session import Database
 from engine.store.stages import Claimed
 from engine.store.tables import Attempt, Worker
@@ -34,6 +34,10 @@ def finish_left(settings: Settings, db: Database, now: Clock = utc_now) -> int:
             task = Task.read(path)
             outcome = task.read_outcome()
         except FileNotFoundError:  # its own worker has just tidied up
+            continue
+        if task.member:
+            if task.worker is not None and process_started(task.worker[0]) != task.worker[1]:
+                task.clear()  # the first node reports
             continue
         if outcome is None or not _is_orphaned(db, task.claimed):
             continue

@@ -75,6 +75,8 @@ def needs(resources: Resources) -> str:
     if resources.launcher != "single":
         how = f"zero {resources.zero}" if resources.launcher == "deepspeed" else resources.parallel
         parts.append(f"{resources.launcher} ×{resources.ranks} ({how})")
+    if resources.nodes > 1:
+        parts.append(f"{resources.nodes} nodes, each {resources.needs}")
     if resources.queue != "default":
         parts.append(f"queue {resources.queue}")
     if resources.timeout_s is not None:

@@ -183,7 +183,10 @@ def _time_of(activity: str) -> Callable[[dict[str, Any]], str | None]:
 def _note(row: dict[str, Any]) -> str:
     """What is going on, or what went wrong; of a stage that was tried again, why."""
     if row["status"] in ("running", "ready"):
-        return f"{row['note']} (again after {row['cause']})" if row["cause"] else row["note"]
+        again = f"(again after {row['cause']})" if row["cause"] else ""
+        nodes = row["attempts"][-1].get("nodes", ()) if row["status"] == "running" else ()
+        on = f"on {', '.join(node['worker'] for node in nodes)}" if nodes else ""
+        return " ".join(filter(None, (row["note"], on, again)))
     return row["error"] or "" if row["status"] == "failed" else ""
 
 

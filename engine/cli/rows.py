@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from engine.store.members import Membership
     from engine.store.tables import Attempt, Run
 
 Row = dict[str, Any]
@@ -45,10 +46,13 @@ def run_row(run: Run, now: datetime) -> Row:
 
 def stage_rows(session: Session, run: Run, now: datetime) -> list[Row]:
     """The run's stages in the plan's order, each with its attempts."""
-    from engine.store import spent, stages
+    from engine.store import members, spent, stages
     from engine.store.tables import RunId, StageId
 
-    tried = {stage.id: stages.attempts(session, StageId(stage.id)) for stage in stages.for_run(session, RunId(run.id))}
+    planned = stages.for_run(session, RunId(run.id))
+    tried = {stage.id: stages.attempts(session, StageId(stage.id)) for stage in planned}
+    several = [attempt.id for stage in planned if stage.nodes > 1 for attempt in tried[stage.id]]
+    nodes = members.of(session, several) if several else {}
     return [
         {
             "name": stage.name,
@@ -65,17 +69,22 @@ def stage_rows(session: Session, run: Run, now: datetime) -> list[Row]:
             "resources": stage.resources,
             "seconds": duration_s(stage.started_at, stage.finished_at, now),
             "times": spent.added(map(spent.of_attempt, tried[stage.id])),
-            "attempts": [_attempt_row(attempt) for attempt in tried[stage.id]],
+            "attempts": [_attempt_row(attempt, nodes.get(attempt.id, ())) for attempt in tried[stage.id]],
         }
-        for stage in stages.for_run(session, RunId(run.id))
+        for stage in planned
     ]
 
 
-def _attempt_row(attempt: Attempt) -> Row:
+def _attempt_row(attempt: Attempt, nodes: Sequence[Membership] = ()) -> Row:
     from engine.store import spent
 
     fields = ("number", "status", "cause", "error", "detail", "log_path", "log_tail", "started_at", "finished_at")
-    return {**{field: getattr(attempt, field) for field in fields}, "times": spent.of_attempt(attempt)}
+    held = [{"node": it.node, "worker": it.worker, "host": it.host, "state": it.state} for it in nodes]
+    return {
+        **{field: getattr(attempt, field) for field in fields},
+        "times": spent.of_attempt(attempt),
+        **({"nodes": held} if held else {}),
+    }
 
 
 def evaluation_rows(session: Session, run: Run) -> list[Row]:

@@ -156,8 +156,8 @@ def queues_of(db: Database, run_id: RunId) -> list[str]:
 
 
 def check_devices(plans: Sequence[Plan]) -> None:
-    """Refuse what would wait for ever: GPUs that this machine lacks, where no other worker could lend them."""
-    stages = [stage for plan in plans for stage in plan.stages if stage.resources.gpus]
+    """Refuse what would wait for ever, where there is no other worker: GPUs that this machine lacks, several nodes."""
+    stages = [stage for plan in plans for stage in plan.stages if stage.resources.gpus or stage.resources.nodes > 1]
     if not stages:
         return
     from engine.cli.places import the_settings
@@ -170,6 +170,11 @@ def check_devices(plans: Sequence[Plan]) -> None:
         return
     here = len(gpus_here())
     for stage in stages:
+        if (nodes := stage.resources.nodes) > 1:
+            raise Refused(
+                f"stage {stage.name!r} needs {nodes} workers at once, and `rlx submit` would start one: start {nodes} "
+                "first (`rlx worker`, with different --name), or set hardware.nodes=1"
+            )
         if stage.resources.gpus > here:
             raise Refused(
                 f"stage {stage.name!r} asks for {stage.resources.gpus} GPU{'s' * (stage.resources.gpus > 1)}, and this "

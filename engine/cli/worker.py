@@ -97,12 +97,18 @@ def ls(as_json: AsJson = False) -> None:
             ),
             Column("SEEN", lambda row: ago(row["heartbeat_at"], now)),
             Column("QUEUES", lambda row: row["queues"], flexible=True),
-            Column("RUNS", lambda row: [f"{it['run']}/{it['stage']}" for it in row["running"]] or None, flexible=True),
+            Column("RUNS", lambda row: [_what(it) for it in row["running"]] or None, flexible=True),
             Column("HOST", lambda row: row["host"], flexible=True),
             Column("PID", lambda row: row["pid"], right=True),
         ],
         rows,
     )
+
+
+def _what(held: dict[str, Any]) -> str:
+    """`dates-sft-1/train`, with the node where it is one of several."""
+    node = f" (node {held['node']} of {held['nodes']})" if held["nodes"] > 1 else ""
+    return f"{held['run']}/{held['stage']}{node}"
 
 
 def _of(used: int, total: int) -> str | None:
@@ -128,6 +134,8 @@ def _row(found: Worker, held: Sequence[Held], now: datetime) -> dict[str, Any]:
                 "attempt": attempt.number,
                 "user": attempt.user,
                 "devices": attempt.devices,
+                "node": attempt.node,
+                "nodes": attempt.nodes,
                 "started_at": attempt.started_at,
             }
             for attempt in held

@@ -41,6 +41,7 @@ def compile_plan(experiment: Experiment, stages: Sequence[Stage], set_paths: Col
         + _unknown_stages(experiment, plan)
         + _alone(experiment, plan)
         + _services(experiment, plan)
+        + _apart(experiment, plan)
     )
     if problems:
         raise SpecError(problems)
@@ -60,7 +61,7 @@ def _filled_in(stage: Stage, experiment: Experiment, resolved: Mapping[str, Any]
     lent = sum(service["gpus"] for service in services.values())
     if lent:  # CUDA takes a GPU of the stage's own, beside those of its services
         own = resources.needs.gpus
-        ranks = resources.processes if resources.launcher == "single" else resources.ranks
+        ranks = resources.processes if resources.launcher == "single" else resources.node_ranks
         resources = replace(resources, gpus=own + lent, processes=ranks)
     return replace(stage, config={**config, "services": services}, resources=resources)
 
@@ -148,6 +149,24 @@ def _alone(experiment: Experiment, stages: Sequence[Stage]) -> list[Problem]:
     return found
 
 
+def _apart(experiment: Experiment, stages: Sequence[Stage]) -> list[Problem]:
+    """Services beside stages of several nodes: they listen on one host, to that host alone."""
+    found = []
+    for stage in stages:
+        names = [*stage.services, *stage.brings]
+        if names and _resources(experiment, stage).nodes > 1:
+            own = experiment.hardware.stages.get(stage.name)
+            said = own is not None and "nodes" in own.model_fields_set
+            found.append(
+                Problem(
+                    f"the stage {stage.name!r} needs the service {names[0]!r}, which its other nodes could not reach: "
+                    "services listen to their own host alone. Set nodes: 1",
+                    f"hardware.stages.{stage.name}.nodes" if said else "hardware.nodes",
+                )
+            )
+    return found
+
+
 def _resources(experiment: Experiment, stage: Stage) -> Resources:
     """What the planner fixed, else the spec's hardware; then the spec's word on this stage."""
     hardware = experiment.hardware
@@ -170,6 +189,7 @@ def _in_one(resources: Resources, stage: Stage) -> Resources:
         resources,
         launcher=alone.launcher,
         processes=alone.processes,
+        nodes=alone.nodes,
         parallel=alone.parallel,
         zero=alone.zero,
         offload=alone.offload,

@@ -50,6 +50,8 @@ class Resources:
     """Longest without a sign of life."""
     launcher: str = "single"
     processes: int | None = None
+    nodes: int = 1
+    """Workers that carry it out together; gpus, slots and processes are each one's."""
     parallel: str = "ddp"
     zero: int = 2
     offload: str = "none"
@@ -64,12 +66,17 @@ class Resources:
 
     @property
     def ranks(self) -> int:
-        """How many processes the stage's code runs in."""
+        """How many processes the stage's code runs in, over all its nodes."""
+        return self.nodes * self.node_ranks
+
+    @property
+    def node_ranks(self) -> int:
+        """How many of them one node starts."""
         return 1 if self.launcher == "single" else (self.processes or self.gpus)
 
     @property
     def needs(self) -> Needs:
-        """What is leased for it: at least one slot, and a GPU where it insists on CUDA."""
+        """What is leased for it of each node: at least one slot, and a GPU where it insists on CUDA."""
         return Needs(max(1, self.slots), max(self.gpus, 1 if self.device == "cuda" else 0))
 
 

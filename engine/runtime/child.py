@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -47,10 +47,12 @@ def run_stage(task: Task, open_functions: OpenFunctions) -> Outcome:
     ctx, ranks = None, None
     try:
         _prepare(task)
+        if task.member:
+            return _run_member(task, open_functions, stop)
         stage = load_entry(task.claimed.entry)
         claimed = task.claimed
         if claimed.resources.launcher != "single":
-            ranks = Ranks.start(task, partial(_follow, task, stage, open_functions))
+            ranks = Ranks.start(task, partial(_follow, task, stage, open_functions), stop)
         interruption = Interruption.of(os.environ, claimed.handle, claimed.name)
         world = ALONE if ranks is None else ranks.join()
         ctx = EngineContext(task, open_functions, stop, interruption=interruption, world=world)
@@ -84,6 +86,22 @@ def _follow(task: Task, stage: Stage, open_functions: OpenFunctions, world: Worl
         ctx.close()
 
 
+def _run_member(task: Task, open_functions: OpenFunctions, stop: threading.Event) -> Outcome:
+    """Carry out the stage as another node than the first; the first one reports, so success leaves nothing."""
+    stage, ranks = load_entry(task.claimed.entry), None
+    try:
+        follow = partial(_follow, task, stage, open_functions)
+        ranks = Ranks.start(task, follow, stop)
+        with suppress(Stopped):
+            follow(ranks.join())
+        ranks.part()
+        return Outcome("succeeded")
+    except BaseException as error:  # noqa: BLE001 - the outcome is how it is told
+        traceback.print_exc()
+        own = error.outcome if isinstance(error, RankFailed) else autopsy.of_exception(error)
+        return own if ranks is None else ranks.blame(own)
+
+
 def load_entry(entry: str) -> Stage:
     """The function at `package.module:function`. Raises ImportError where there is none."""
     module, _, name = entry.partition(":")
@@ -106,7 +124,8 @@ def _services(task: Task, ctx: EngineContext, stop: threading.Event) -> Abstract
 def _prepare(task: Task) -> None:
     """What must be settled before user code is imported: devices, threads, seeds."""
     os.environ["CUDA_VISIBLE_DEVICES"] = device_names(task.gpus)
-    task.output_dir.mkdir(exist_ok=True)
+    if not task.member:
+        task.output_dir.mkdir(exist_ok=True)
     seed = derive(task.claimed.seed, task.claimed.name)
     seed_numpy(seed)
     once_imported("torch", lambda: _prepare_torch(task, seed))

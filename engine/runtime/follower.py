@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.errors import NotFound, ResumeError
 from engine.runtime import checkpoint
 from engine.runtime.context import Address, Evaluation, Functions, Restored, Sample, SaveModel, State
 from engine.runtime.seeds import derive
@@ -54,9 +55,12 @@ class FollowerContext:
 
     @cached_property
     def inputs(self) -> Mapping[str, Path]:
-        """Local, read-only directories of the input artifacts."""
+        """Local, read-only directories of the input artifacts. Raises NotFound where this node cannot see one."""
         store = ArtifactStore(self._task.settings.artifact_url, self._task.settings.home / "cache")
-        return {name: store.fetch(uri, sha256) for name, (sha256, uri) in self._claimed.inputs.items()}
+        try:
+            return {name: store.fetch(uri, sha256) for name, (sha256, uri) in self._claimed.inputs.items()}
+        except NotFound as error:
+            raise NotFound(f"{error}{self._unseen()}") from error
 
     @cached_property
     def functions(self) -> Functions:
@@ -94,8 +98,17 @@ class FollowerContext:
 
     def restore(self) -> Restored | None:
         """The checkpoint that the first rank resumes from."""
-        path = self.world.agree(None)
+        told: Path | None = None
+        path = self.world.agree(told)
+        if path is not None and not path.is_dir():
+            raise ResumeError(f"the checkpoint to go on from is not at {path}{self._unseen()}")
         return None if path is None else checkpoint.read(path)
+
+    def _unseen(self) -> str:
+        """What to do where this node does not see what the first one does."""
+        if (gang := self._claimed.gang) is None:
+            return ""
+        return f"; {gang.name(gang.node)} sees no such folder: every node needs the same RLX_HOME, or RLX_ARTIFACTS"
 
     def close(self) -> None:
         """End what the context has started."""

@@ -58,6 +58,7 @@ def remove_files(owned: Belongings, settings: Settings) -> None:
     shelves = settings.checkpoints / owned.handle
     places = [shelves / shelf_name(name, stage_id) for stage_id, name in owned.stages]
     places += [place for attempt in owned.attempts for place in places_of(settings, attempt)]
+    places += [path for attempt in owned.attempts for path in _entries(settings.work, f"{attempt}.node*")]
     for stage_id, _ in owned.stages:
         places += _entries(settings.spool, f"{stage_id.hex}-*")
     places += [Path(uri) for uri in owned.checkpoints if uri.startswith("/")]
@@ -73,7 +74,7 @@ Found = Iterator[tuple[str, Path, str]]
 def _work(session: Session, folder: Path) -> Found:
     running = set(session.scalars(select(Attempt.id).where(Attempt.status == AttemptStatus.RUNNING)))
     for path in _entries(folder):
-        attempt = _uuid(path.stem)
+        attempt = _uuid(path.name.partition(".")[0])
         if attempt is not None and attempt not in running:
             yield "work", path, "its attempt has ended"
 

@@ -4,6 +4,8 @@ work/<attempt>.task  a page of the stopwatch (signs of life, and where the time 
                      run; written last, a line that says how it ended. A line that was not ended does not count.
 work/<attempt>/      the stage's output, until it is moved into the artifact store
 
+A node of an attempt that is not its first has work/<attempt>.node1.task, and no output.
+
 One file, for a short stage's time is spent on making and removing files more than on anything else.
 """
 
@@ -55,7 +57,19 @@ class Task:
     @property
     def path(self) -> Path:
         """Where this task is written, after the page of its stopwatch."""
-        return places(self.settings, self.claimed.attempt_id)[0]
+        path = places(self.settings, self.claimed.attempt_id)[0]
+        return path.with_suffix(f".{self.member}{_SUFFIX}") if self.member else path
+
+    @property
+    def member(self) -> str:
+        """`node1` and so on for an attempt's nodes but the first; else nothing."""
+        gang = self.claimed.gang
+        return f"node{gang.node}" if gang is not None and gang.node else ""
+
+    @property
+    def spawned_as(self) -> str:
+        """What its process is called by its worker, and marked with."""
+        return f"{self.claimed.attempt_id}.{self.member}" if self.member else str(self.claimed.attempt_id)
 
     @property
     def output_dir(self) -> Path:
@@ -65,7 +79,8 @@ class Task:
     @property
     def log(self) -> Path:
         """The attempt's log, opened before any user's code is imported."""
-        return self.settings.logs / self.claimed.handle / f"{self.claimed.name}-{self.claimed.number}.log"
+        member = f".{self.member}" if self.member else ""
+        return self.settings.logs / self.claimed.handle / f"{self.claimed.name}-{self.claimed.number}{member}.log"
 
     def service_log(self, service: str) -> Path:
         """The log of a service that runs beside this attempt."""
@@ -85,6 +100,7 @@ class Task:
                 "database_url": self.settings.database_url,
                 "broker_url": self.settings.broker_url,
                 "artifact_url": self.settings.artifact_url,
+                "address": self.settings.address,
             },
             "gpus": list(self.gpus),
             "threads": self.threads,
@@ -130,6 +146,8 @@ class Task:
         """Remove what is left of the attempt's own; what cannot be is left to `leftovers`."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+        if self.member:
+            return
         shutil.rmtree(self.output_dir, ignore_errors=True)
 
 

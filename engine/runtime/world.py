@@ -71,22 +71,52 @@ class Meeting:
             return cls(host, port, server.detach())
 
 
+@dataclass(frozen=True)
+class Place:
+    """One rank among those of a stage."""
+
+    local: int
+    """On its node, from 0."""
+    on_node: int
+    """How many there are on each."""
+    node: int = 0
+    nodes: int = 1
+    interface: str = "lo"
+    """Through which ranks reach each other: this machine's own, where nobody else need reach them."""
+
+    @property
+    def rank(self) -> int:
+        return self.node * self.on_node + self.local
+
+    @property
+    def size(self) -> int:
+        return self.nodes * self.on_node
+
+    def environment(self, meeting: Meeting) -> dict[str, str]:
+        """What torchrun gives a process."""
+        return {
+            "RANK": str(self.rank),
+            "LOCAL_RANK": str(self.local),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_WORLD_SIZE": str(self.on_node),
+            "GROUP_RANK": str(self.node),
+            "GROUP_WORLD_SIZE": str(self.nodes),
+            "MASTER_ADDR": meeting.host,
+            "MASTER_PORT": str(meeting.port),
+        }
+
+
 class Group:
     """The ranks as a process group of torch's: gloo between processors, NCCL between GPUs."""
 
-    def __init__(self, rank: int, size: int, meeting: Meeting, *, gpus: bool, patience_s: float) -> None:
+    def __init__(self, place: Place, meeting: Meeting, *, gpus: bool, patience_s: float) -> None:
         import torch.distributed as dist
 
-        self.rank, self.size = rank, size
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(size),
-            LOCAL_WORLD_SIZE=str(size),
-            MASTER_ADDR=meeting.host,
-            MASTER_PORT=str(meeting.port),
-        )
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this machine: nobody else need reach them
+        self.rank, self.size = rank, size = place.rank, place.size
+        os.environ.update(place.environment(meeting))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", place.interface)
+        if place.nodes > 1:
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", place.interface)
         patience = timedelta(seconds=patience_s)
         store = dist.TCPStore(  # type: ignore[attr-defined]  # torch lists it in no __all__
             meeting.host,

@@ -16,8 +16,10 @@ Offload = Literal["none", "optimizer", "all"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 QUEUE = r"^[a-z0-9][a-z0-9_.-]*$"
 
-ONLY_UNDER = {"processes": ("torchrun", "deepspeed"), "parallel": ("torchrun",)} | dict.fromkeys(
-    ("zero", "offload"), ("deepspeed",)
+ONLY_UNDER = (
+    dict.fromkeys(("nodes", "processes"), ("torchrun", "deepspeed"))
+    | {"parallel": ("torchrun",)}
+    | dict.fromkeys(("zero", "offload"), ("deepspeed",))
 )
 """Keys that mean something under some launchers only."""
 
@@ -28,12 +30,16 @@ class StageHardware(SpecModel):
     device: Device = "auto"
     """Where tensors live; `auto` is a leased GPU if there is one, else the CPU."""
     gpus: int = Field(0, ge=0)
-    """GPUs leased for a stage. Under `torchrun` and `deepspeed` for the stages that train; the others take one."""
+    """GPUs leased for a stage, of each of its nodes. Under `torchrun` and `deepspeed` for the stages that train; the
+    others take one."""
     launcher: Launcher = "single"
     """How the processes of a stage that trains start: one alone, a rank a GPU as under torchrun, or the same with
     DeepSpeed's ZeRO."""
     processes: int | None = Field(None, ge=1)
-    """Ranks without GPUs, on the CPU; empty: one a GPU."""
+    """Ranks without GPUs, on the CPU; empty: one a GPU. Of each node."""
+    nodes: int = Field(1, ge=1)
+    """Workers over which the ranks of a stage are spread, usually on as many hosts. Each lends `gpus` and starts
+    `processes`; all are leased at once, or none."""
     parallel: Parallel = "ddp"
     """Under `torchrun`: every rank holds the whole model (`ddp`), or a shard of it (`fsdp`: FSDP2)."""
     zero: Literal[1, 2, 3] = 2

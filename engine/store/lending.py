@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from engine.plan.stage import Needs
 from engine.store import workers
 from engine.store.columns import table_of
+from engine.store.processes import provably_gone
 from engine.store.queue import WAITING_COLUMNS, Waiting, waiting_of
 from engine.store.tables import Attempt, Lease, Reservation, Stage, StageId, WorkerId
 from engine.store.transitions import StageStatus
@@ -44,6 +45,9 @@ class Lender:
     """The one run that it serves, if it serves one alone."""
     keeps: Waiting | None = None
     """The stage that it keeps its free devices for."""
+    seen_at: datetime | None = None
+    pid: int | None = None
+    pid_started: float | None = None
 
     @property
     def free(self) -> Needs:
@@ -54,6 +58,15 @@ class Lender:
         """Whether it would take such a stage if all its devices were free."""
         wanted = stage.queue in self.queues if self.run_id is None else stage.run_id == self.run_id
         return wanted and self.open and stage.needs.within(self.total)
+
+    def joins(self, stage: Waiting) -> bool:
+        """Whether it could carry out a node of the stage now, beside what it keeps for a stage that comes first."""
+        first = self.keeps is not None and not self.keeps_for(stage) and self.keeps.before(stage)
+        left = self.free - self.keeps.needs if first and self.keeps is not None else self.free
+        # One that died with an earlier attempt has not been heard of since.
+        heard = stage.attempt == 0 or self.seen_at is None or self.seen_at > stage.ready_at
+        dead = self.pid is not None and provably_gone(self.host, self.pid, self.pid_started)
+        return self.serves(stage) and stage.needs.within(left) and heard and not dead
 
     def keeps_for(self, stage: Waiting) -> bool:
         """Whether it is this stage that it keeps its free devices for."""
@@ -81,6 +94,9 @@ def lenders(session: Session, now: datetime) -> list[Lender]:
             worker.status == WorkerStatus.ALIVE and not worker.drain,
             worker.run_id,
             kept.get(worker.id),
+            worker.heartbeat_at,
+            worker.pid,
+            worker.pid_started,
         )
         for worker in alive
     ]
@@ -134,13 +150,15 @@ def should_keep(stage: Waiting, me: WorkerId, free: Needs, cluster: Sequence[Len
     once it lacks strictly less, which happens only so often. A stage of one device needs none of it: it takes
     the next that comes free.
     """
-    if stage.needs.slots <= 1 and stage.needs.gpus <= 1:
+    if stage.nodes == 1 and stage.needs.slots <= 1 and stage.needs.gpus <= 1:
         return False
     able = {lender.worker_id: lender for lender in cluster if lender.serves(stage)}
     if me not in able:
         return False
     # What it has just lent is not leased in the store yet.
     mine = able[me] = replace(able[me], held={"": able[me].total - free})
+    if stage.nodes > 1:
+        return _keeps_with_others(stage, mine, able)
     holder = next((lender for lender in able.values() if lender.keeps_for(stage)), None)
     if holder is not None:
         return holder is mine or (_may_begin(mine, stage) and mine.lacks(stage) < holder.lacks(stage))
@@ -151,18 +169,43 @@ def should_keep(stage: Waiting, me: WorkerId, free: Needs, cluster: Sequence[Len
     return min(candidates, key=lambda lender: lender.lacks(stage), default=None) is mine
 
 
+def _keeps_with_others(stage: Waiting, mine: Lender, able: Mapping[WorkerId, Lender]) -> bool:
+    """The same for a stage of several nodes: as many workers keep for it, those that lack least."""
+    keeping = [lender for lender in able.values() if lender.keeps_for(stage)]
+    if mine in keeping:
+        return True
+    missing = stage.nodes - len(keeping)
+    first = [lender.keeps for lender in able.values() if lender.keeps is not None and lender.keeps.nodes > 1]
+    if missing <= 0 or len(able) < stage.nodes or any(kept.before(stage) for kept in first):
+        return False
+    begin = [it for it in able.values() if it.free.slots and not it.keeps_for(stage) and _may_begin(it, stage)]
+    return mine in sorted(begin, key=lambda lender: lender.lacks(stage))[:missing]
+
+
+def others(stage: Waiting, me: WorkerId, cluster: Sequence[Lender]) -> list[Lender] | None:
+    """The workers that would carry out the other nodes of a stage if `me` claimed it now; None where they are too few.
+
+    Those that keep for it first, then those of other hosts.
+    """
+    host = next((lender.host for lender in cluster if lender.worker_id == me), None)
+    able = [lender for lender in cluster if lender.worker_id != me and lender.joins(stage)]
+    able.sort(key=lambda lender: (not lender.keeps_for(stage), lender.host == host))
+    return able[: stage.nodes - 1] if len(able) >= stage.nodes - 1 else None
+
+
 def _may_begin(lender: Lender, stage: Waiting) -> bool:
     """Whether it keeps for nobody, or for a stage of lower priority, which then has to wait."""
     return lender.keeps is None or lender.keeps.priority < stage.priority
 
 
 def keep(session: Session, worker_id: WorkerId, stage_id: StageId | None, *, now: datetime) -> None:
-    """Record what the worker keeps its free devices for; with None, that it keeps them for nobody."""
-    session.execute(
-        delete(_R).where(_R.c.worker_id == worker_id)
-        if stage_id is None
-        else delete(_R).where(or_(_R.c.stage_id == stage_id, _R.c.worker_id == worker_id))
-    )
+    """Record what the worker keeps its free devices for; with None, that it keeps them for nobody.
+
+    For a stage of one node, another worker that kept for it does so no longer.
+    """
+    mine = _R.c.worker_id == worker_id
+    alone = select(_S.c.id).where(_S.c.id == stage_id, _S.c.nodes == 1).scalar_subquery()
+    session.execute(delete(_R).where(mine if stage_id is None else or_(mine, _R.c.stage_id == alone)))
     if stage_id is not None:
         statement = insert(session, Reservation).values(
             stage_id=stage_id, worker_id=worker_id, expires_at=now + timedelta(seconds=KEPT_FOR_S)

@@ -16,7 +16,7 @@ from sqlalchemy import bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from engine.errors import Cause, StaleAttempt
-from engine.store import artifacts, events, outbox, quarantine
+from engine.store import artifacts, events, members, outbox, quarantine
 from engine.store.artifact_store import StoredArtifact
 from engine.store.columns import table_of
 from engine.store.quarantine import Verdict
@@ -157,34 +157,48 @@ _ATTEMPT_ENDS = {
 
 
 def expire(session: Session, now: datetime, *, run_id: RunId | None = None) -> list[Expired]:
-    """End every attempt whose lease ran out (of one run, or of all) as lost; their stages are ready again or fail."""
+    """End every attempt whose lease ran out (of one run, or of all) as lost; their stages are ready again or fail.
+
+    An attempt of several nodes ends with the lease of any of them.
+    """
     overdue = select(Stage.run_id, Attempt.id).join(Stage, Stage.id == Attempt.stage_id)
     overdue = overdue.where(Attempt.status == AttemptStatus.RUNNING, Attempt.lease_expires_at <= now)
     if run_id is not None:
         overdue = overdue.where(Stage.run_id == run_id)
     # Runs in one order: two that expire at once must not wait for each other's locks.
+    silent = members.overdue(session, now, run_id=run_id)
+    due = {(run, attempt) for run, attempt in session.execute(overdue)}
     lost = []
-    for run, attempt in session.execute(overdue.order_by(Stage.run_id, Attempt.id)).all():
-        if (expired := lose(session, run, attempt, now=now, overdue=True)) is not None:
+    for run, attempt in sorted({*silent, *due}):
+        error = silent.get((run, attempt), "") if (run, attempt) not in due else ""
+        if (expired := lose(session, run, attempt, now=now, overdue=True, node=error)) is not None:
             lost.append(expired)
     return lost
 
 
-def lose(session: Session, run_id: UUID, attempt_id: UUID, *, now: datetime, overdue: bool = False) -> Expired | None:
+def lose(
+    session: Session, run_id: UUID, attempt_id: UUID, *, now: datetime, overdue: bool = False, node: str = ""
+) -> Expired | None:
     """End one attempt as lost. None where it is over already, or (`overdue`) its lease was renewed meanwhile.
 
-    Without `overdue` its worker is known to be dead.
+    Without `overdue` its worker is known to be dead. `node` says what became of a node that is not its worker's own.
     """
     run = lock_run(session, run_id)
     attempt = session.get(Attempt, attempt_id, populate_existing=True)
     if attempt is None or attempt.status != AttemptStatus.RUNNING:
         return None
     stage = session.get_one(Stage, attempt.stage_id, populate_existing=True)
-    verdict = quarantine.judge(
-        session, stage, _policy(stage).quarantine, ending=attempt_id, certain=not overdue, now=now
+    if node and not members.still_overdue(session, attempt_id, now):
+        return None
+    verdict = (
+        _TRUSTED  # who is judged by is the worker of node 0, and that one lives
+        if node
+        else quarantine.judge(
+            session, stage, _policy(stage).quarantine, ending=attempt_id, certain=not overdue, now=now
+        )
     )
-    error = f"the worker of attempt {attempt.number} fell silent: killed, or cut off from the store"
-    said: dict[str, Any] = {"error": "its worker fell silent"}
+    error = node or f"the worker of attempt {attempt.number} fell silent: killed, or cut off from the store"
+    said: dict[str, Any] = {"error": node or "its worker fell silent"}
     if verdict.condemned:
         error = verdict.words
         said = {"error": storable_text(error), "detail": _why(verdict)}
@@ -194,7 +208,7 @@ def lose(session: Session, run_id: UUID, attempt_id: UUID, *, now: datetime, ove
         attempt_id,
         AttemptStatus.LOST,
         expect=[AttemptStatus.RUNNING],
-        where=[Attempt.lease_expires_at <= now] if overdue else [],
+        where=[Attempt.lease_expires_at <= now] if overdue and not node else [],
         finished_at=now,
         lease_expires_at=None,
         cause=str(Cause.LOST),

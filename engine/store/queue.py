@@ -41,11 +41,19 @@ class Waiting:
     ready_at: datetime = _LONG_AGO
     alone: bool = False
     """Workers died under it: it takes a worker that runs nothing else, and keeps it for itself."""
+    nodes: int = 1
+    """So many workers have to have what it needs, at once."""
+    attempt: int = 0
+    """Of its newest attempt; 0 before the first."""
 
     @property
     def place(self) -> Place:
         """Its place among the stages of its user and priority."""
         return self.ready_at, self.stage_id
+
+    def before(self, other: Waiting) -> bool:
+        """Whether it comes first, whoever's they are: one order for all, so that no two wait for each other."""
+        return (-self.priority, *self.place) < (-other.priority, *other.place)
 
 
 Place = tuple[datetime, StageId]
@@ -208,7 +216,7 @@ _ANYTHING = Needs(2**31, 2**31)
 _S = table_of(Stage)
 WAITING_COLUMNS = (
     *(_S.c.id, _S.c.run_id, _S.c.name, _S.c.slots, _S.c.gpus),
-    *(_S.c.queue, _S.c.priority, _S.c.user, _S.c.ready_at, _S.c.alone),
+    *(_S.c.queue, _S.c.priority, _S.c.user, _S.c.ready_at, _S.c.alone, _S.c.nodes, _S.c.attempt),
 )
 # Spelled out in the statement: with a parameter in its place neither database would use the index of ready stages.
 READY = literal_column(f"'{StageStatus.READY}'", _S.c.status.type)
@@ -297,6 +305,8 @@ def waiting_of(row: Any) -> Waiting:
         user=row.user,
         ready_at=row.ready_at,
         alone=row.alone,
+        nodes=row.nodes,
+        attempt=row.attempt,
     )
 
 

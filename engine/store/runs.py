@@ -292,7 +292,8 @@ def _rehouse(session: Session, run_id: RunId, resources: Mapping[str, Resources]
 def _taken_up(resources: Resources) -> dict[str, Any]:
     """The columns of a stage that say what it takes."""
     needs = resources.needs
-    return {"resources": asdict(resources), "queue": resources.queue, "slots": needs.slots, "gpus": needs.gpus}
+    taken = {"resources": asdict(resources), "queue": resources.queue, "slots": needs.slots, "gpus": needs.gpus}
+    return taken | {"nodes": resources.nodes}
 
 
 def _bury(session: Session, run_id: RunId, now: datetime, gone: Gone) -> bool:

@@ -18,7 +18,7 @@ from engine.store.connection import make_engine, sqlite_file, translated
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest revision; a test holds it to the newest file in `migrations/versions`."""
 
 _ADVISORY_LOCK = 0x726C78

@@ -6,7 +6,7 @@ How an attempt ends is `outcomes`' (its verbs are handed on here); what follows 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
@@ -19,8 +19,9 @@ from sqlalchemy.orm import Session
 
 from engine.errors import Refused, StaleAttempt
 from engine.plan.stage import Resources
-from engine.store import artifacts, events
+from engine.store import artifacts, events, members
 from engine.store.columns import table_of
+from engine.store.members import Gang, Lent
 from engine.store.outcomes import Expired, Outcome, expire, finish, lose
 from engine.store.queue import READY
 from engine.store.readiness import advance, input_artifacts, lock_run, take_from_cache
@@ -55,6 +56,7 @@ __all__ = [
     "for_run",
     "heartbeat",
     "held",
+    "joined",
     "lose",
     "newest",
     "progress",
@@ -102,6 +104,8 @@ class Claimed:
     cache: bool = True
     """False under `--no-cache`: its output takes the place of what the cache has."""
     resume: Resume | None = None
+    gang: Gang | None = None
+    """The nodes that carry it out together, where they are several."""
 
     def as_data(self) -> dict[str, Any]:
         """JSON data for `from_data`, such as the payload of a child process."""
@@ -110,7 +114,7 @@ class Claimed:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Claimed:
-        resume = data["resume"]
+        resume, gang = data["resume"], data.get("gang")
         return cls(
             **{
                 **data,
@@ -120,6 +124,7 @@ class Claimed:
                 "resources": Resources(**data["resources"]),
                 "inputs": {name: (sha256, uri) for name, (sha256, uri) in data["inputs"].items()},
                 "resume": None if resume is None else Resume(**resume),
+                "gang": None if gang is None else Gang.from_data(gang),
             }
         )
 
@@ -156,7 +161,8 @@ def claim(
     """Begin the next attempt at a stage, if it is ready and this caller is the first to say so.
 
     None where there is nothing to claim (announced twice, cancelled, backing off), or where the cache meanwhile
-    knows the stage's output, which ends it here. Raises Refused where one of `devices` is leased already.
+    knows the stage's output, which ends it here. Nor is there where a stage of several nodes finds too few workers with
+    room for it. Raises Refused where one of `devices` is leased already.
     """
     stage = session.execute(_CLAIM, {"stage": stage_id}).one_or_none()
     if stage is None or stage.cache_key is None or (stage.not_before is not None and stage.not_before > now):
@@ -164,6 +170,9 @@ def claim(
     if stage.found is not None and _cached(session, stage_id, stage.run_id, now):
         return None
     number, run_id = stage.attempt + 1, RunId(stage.run_id)
+    resources, others = Resources(**stage.resources), None
+    if resources.nodes > 1 and (others := members.find_others(session, stage_id, worker, now)) is None:
+        return None
     won = move(
         session,
         Stage,
@@ -187,7 +196,7 @@ def claim(
         entry=stage.entry,
         config=stage.config,
         extra=stage.extra,
-        resources=Resources(**stage.resources),
+        resources=resources,
         seed=stage.seed,
         inputs=input_artifacts(session, stage_id) if stage.reads else {},
         cache_key=stage.cache_key,
@@ -195,7 +204,7 @@ def claim(
         handle=stage.handle,
         resume=_newest_checkpoint(session, stage_id) if number > 1 else None,
     )
-    _begin(session, claimed, worker, devices, now, lease_s)
+    claimed = _begin(session, claimed, worker, devices, now, lease_s, others)
     if stage.run_status == RunStatus.QUEUED:
         started_at = stage.run_started_at or now
         move(session, Run, run_id, RunStatus.RUNNING, expect=[RunStatus.QUEUED], started_at=started_at)
@@ -215,8 +224,14 @@ def _cached(session: Session, stage_id: StageId, run_id: UUID, now: datetime) ->
 
 
 def _begin(
-    session: Session, claimed: Claimed, worker: WorkerId, devices: Sequence[str], now: datetime, lease_s: float
-) -> None:
+    session: Session,
+    claimed: Claimed,
+    worker: WorkerId,
+    devices: Sequence[str],
+    now: datetime,
+    lease_s: float,
+    others: Sequence[Lent] | None,
+) -> Claimed:
     attempt = Write(
         _BEGIN,
         {
@@ -243,12 +258,44 @@ def _begin(
         stage_id=claimed.stage_id,
         attempt=claimed.number,
         worker_id=worker,
-        data={"devices": list(devices)},
+        data={"devices": list(devices)}
+        | ({} if others is None else {"nodes": [f"{it.node}: {', '.join(it.devices)}" for it in others]}),
     )
     try:
         together(session, attempt, *leases, started)
+        if others is None:
+            return claimed
+        return replace(
+            claimed, gang=members.begin(session, claimed.attempt_id, worker, others, now=now, lease_s=lease_s)
+        )
     except IntegrityError as error:
-        raise Refused(f"one of {', '.join(devices)} is leased to another attempt of this worker") from error
+        whose = "this worker" if others is None else f"this worker, or what {len(others)} others were to lend"
+        raise Refused(f"one of {', '.join(devices)} is leased to another attempt of {whose}") from error
+
+
+def joined(session: Session, attempt_id: UUID, node: int) -> Claimed:
+    """A running attempt as one of its nodes, not the first, sees it. Raises StaleAttempt where it is over."""
+    stage = session.execute(
+        select(
+            *(_S.c.id, _S.c.run_id, _S.c.name, _S.c.kind, _S.c.entry, _S.c.config, _S.c.extra, _S.c.resources),
+            *(_S.c.cache, _S.c.cache_key, _R.c.seed, _R.c.handle, Attempt.number),
+        )
+        .join(_R, _R.c.id == _S.c.run_id)
+        .join(Attempt, Attempt.stage_id == _S.c.id)
+        .where(Attempt.id == attempt_id, Attempt.status == AttemptStatus.RUNNING)
+    ).one_or_none()
+    if stage is None:
+        raise StaleAttempt("the attempt was over before this node of it began")
+    same = ("name", "kind", "entry", "config", "extra", "seed", "cache", "cache_key", "handle", "number")
+    return Claimed(
+        **{name: getattr(stage, name) for name in same},
+        stage_id=StageId(stage.id),
+        run_id=RunId(stage.run_id),
+        attempt_id=attempt_id,
+        resources=Resources(**stage.resources),
+        inputs=input_artifacts(session, StageId(stage.id)),
+        gang=members.gang_of(session, attempt_id, node),
+    )
 
 
 def _newest_checkpoint(session: Session, stage_id: StageId) -> Resume | None:

@@ -119,7 +119,9 @@ class Stage(Base):
     """The run's: within one priority, users share alike."""
     slots: Mapped[int] = mapped_column(default=1, server_default="1")
     gpus: Mapped[int] = mapped_column(default=0, server_default="0")
-    """What an attempt leases, worked out from `resources`."""
+    """What an attempt leases, worked out from `resources`; of each of its nodes."""
+    nodes: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Workers that carry it out together."""
     status: Mapped[str] = mapped_column(String(16))
     attempt: Mapped[int] = mapped_column(default=0)
     """Number of the newest attempt: the fencing token. 0 before the first."""
@@ -201,6 +203,26 @@ class Lease(Base):
     """`slot:0`, `gpu:3`."""
 
 
+class Member(Base):
+    """One node of an attempt that several workers carry out together; node 0 is the one that claimed it."""
+
+    __tablename__ = "members"
+    __table_args__ = (Index("ix_members_worker_id_state", "worker_id", "state"),)
+
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    node: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    worker_id: Mapped[UUID] = mapped_column(ForeignKey("workers.id"))
+    state: Mapped[str] = mapped_column(String(16))
+    """`called`, `running` or `ended`; over in any case once its attempt is."""
+    lease_expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    """None for node 0, whose lease is the attempt's, and once it has ended."""
+    address: Mapped[str] = mapped_column(default="", server_default="")
+    port: Mapped[int | None]
+    """Where the nodes meet, in the row of node 0."""
+    token: Mapped[str] = mapped_column(String(64))
+    """What a node shows to be let in there."""
+
+
 class Worker(Base):
     """A Celery worker process on a host, and what it lends."""
 
@@ -228,8 +250,9 @@ class Reservation(Base):
 
     __tablename__ = "reservations"
 
-    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), primary_key=True)
-    worker_id: Mapped[UUID] = mapped_column(ForeignKey("workers.id", ondelete="CASCADE"), unique=True)
+    worker_id: Mapped[UUID] = mapped_column(ForeignKey("workers.id", ondelete="CASCADE"), primary_key=True)
+    stage_id: Mapped[UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), index=True)
+    """One of several nodes may have as many workers keep for it."""
     expires_at: Mapped[datetime]
 
 

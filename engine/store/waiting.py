@@ -109,6 +109,8 @@ def explain(stage: Waiting, cluster: Sequence[Lender], *, ahead: int, higher: in
     if not able:
         largest = max((it for it in mine if it.open), key=lambda lender: (lender.total.gpus, lender.total.slots))
         return Reason.TOO_LARGE, f"needs {stage.needs}; {largest.name}, the largest worker, lends {largest.total}"
+    if stage.nodes > 1:
+        return _explain_several(stage, able, ahead=ahead, higher=higher)
     fitting = [lender for lender in able if stage.needs.within(lender.free)]
     before = _before(ahead, higher)
     if not fitting:
@@ -119,6 +121,26 @@ def explain(stage: Waiting, cluster: Sequence[Lender], *, ahead: int, higher: in
     if keeper.keeps is not None and all(lender.keeps is not None for lender in fitting):
         return Reason.DEVICES, f"{keeper.name} keeps its free devices for {keeper.keeps.name} ({keeper.keeps.needs})"
     return Reason.NEXT, f"next: {keeper.name} has room for it"
+
+
+def _explain_several(stage: Waiting, able: Sequence[Lender], *, ahead: int, higher: int) -> tuple[Reason, str]:
+    """The same for a stage of several nodes, which so many workers could take a part in."""
+    wants = f"needs {stage.nodes} workers with {stage.needs} each"
+    if len(able) < stage.nodes:
+        return Reason.TOO_LARGE, f"{wants}; {_workers(len(able))} {'lends' if len(able) == 1 else 'lend'} that"
+    fitting = [lender for lender in able if lender.joins(stage)]
+    before = _before(ahead, higher)
+    if len(fitting) < stage.nodes:
+        free = f"{wants}; {len(fitting)} of {len(able)} {'has' if len(fitting) == 1 else 'have'} them free"
+        keeps = ", ".join(lender.name for lender in able if lender.keeps_for(stage))
+        return Reason.DEVICES, free + (f", kept by {keeps}" if keeps else "") + (f", {before}" if higher else "")
+    if ahead:
+        return Reason.BEHIND, before
+    return Reason.NEXT, f"next: {', '.join(lender.name for lender in fitting[: stage.nodes])} have room for it"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count != 1)}"
 
 
 def _before(ahead: int, higher: int) -> str:

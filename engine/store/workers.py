@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID, uuid4
 
-from sqlalchemy import select, update
+from sqlalchemy import literal, select, update
 from sqlalchemy.orm import Session
 
 from engine.errors import NotFound, Refused
 from engine.store.locks import serialise
 from engine.store.processes import provably_gone
-from engine.store.tables import Attempt, Lease, Run, Stage, Worker, WorkerId
+from engine.store.tables import Attempt, Lease, Member, Run, Stage, Worker, WorkerId
 from engine.store.transitions import AttemptStatus
 
 ALIVE_WITHIN_S = 15.0
@@ -166,25 +166,37 @@ class Held:
     user: str
     devices: tuple[str, ...]
     started_at: datetime
+    node: int = 0
+    nodes: int = 1
+    """Which of the nodes that carry it out together the worker is."""
 
 
 def held(session: Session, worker_ids: Collection[UUID]) -> dict[UUID, list[Held]]:
-    """Worker -> the attempts that run on it, oldest first."""
-    rows = session.execute(
-        select(Attempt.worker_id, Attempt.id, Attempt.number, Attempt.started_at, Stage.name, Run.handle, Run.user)
+    """Worker -> the attempts that run on it, or a node of them, oldest first."""
+    what = (Attempt.id, Attempt.number, Attempt.started_at, Stage.name, Run.handle, Run.user)
+    running = (
+        select(Attempt.worker_id.label("worker"), literal(0).label("node"), Stage.nodes, *what)
         .join(Stage, Stage.id == Attempt.stage_id)
         .join(Run, Run.id == Stage.run_id)
         .where(Attempt.worker_id.in_(worker_ids), Attempt.status == AttemptStatus.RUNNING)
-        .order_by(Attempt.started_at, Attempt.id)
-    ).all()
-    devices: dict[UUID, list[str]] = {}
-    leases = select(Lease.attempt_id, Lease.device).where(Lease.worker_id.in_(worker_ids)).order_by(Lease.id)
-    for attempt_id, device in session.execute(leases):
-        devices.setdefault(attempt_id, []).append(device)
+    )
+    joined = (
+        select(Member.worker_id.label("worker"), Member.node, Stage.nodes, *what)
+        .join(Attempt, Attempt.id == Member.attempt_id)
+        .join(Stage, Stage.id == Attempt.stage_id)
+        .join(Run, Run.id == Stage.run_id)
+        .where(Member.worker_id.in_(worker_ids), Member.node > 0, Attempt.status == AttemptStatus.RUNNING)
+    )
+    rows = [*session.execute(running), *session.execute(joined)]
+    devices: dict[tuple[UUID, UUID], list[str]] = {}
+    leases = select(Lease.worker_id, Lease.attempt_id, Lease.device).where(Lease.worker_id.in_(worker_ids))
+    for worker_id, attempt_id, device in session.execute(leases.order_by(Lease.id)):
+        devices.setdefault((worker_id, attempt_id), []).append(device)
     found: dict[UUID, list[Held]] = {}
-    for row in rows:
-        one = Held(row.handle, row.name, row.number, row.user, tuple(devices.get(row.id, ())), row.started_at)
-        found.setdefault(row.worker_id, []).append(one)
+    for row in sorted(rows, key=lambda row: (row.started_at, row.id)):
+        lent = tuple(devices.get((row.worker, row.id), ()))
+        one = Held(row.handle, row.name, row.number, row.user, lent, row.started_at, row.node, row.nodes)
+        found.setdefault(row.worker, []).append(one)
     return found
 
 

@@ -68,7 +68,12 @@ class Fleet:
         self._started = 0
 
     def start_worker(
-        self, *, slots: int = 1, settings: Settings | None = None, inside: Sequence[str] = ()
+        self,
+        *,
+        slots: int = 1,
+        settings: Settings | None = None,
+        inside: Sequence[str] = (),
+        preload: str = "torch",
     ) -> subprocess.Popen[bytes]:
         """A worker as on a cluster; its log is HOME/logs/worker-N.log."""
         self._started += 1
@@ -78,7 +83,7 @@ class Fleet:
         arguments = ["--name", name, "--slots", str(slots), "--lease-s", str(self.lease_s)]
         command = [*inside, sys.executable, "-P", "-m", "tests.faults.worker", *arguments]
         environment = python_environment() | (settings or self.settings).environment()
-        environment |= {"RLX_PRELOAD": "torch", "OMP_NUM_THREADS": "1"}
+        environment |= {"RLX_PRELOAD": preload, "OMP_NUM_THREADS": "1"}
         with (logs / f"{name}.log").open("ab") as log:
             worker = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True

@@ -78,6 +78,12 @@ class Network:
         """The hub's, on the cable to `host`; from the range that is set aside for tests (RFC 2544)."""
         return f"198.18.{list(self.hosts).index(host)}.1"
 
+    def connect(self) -> None:
+        """Have the hosts reach each other, too, by way of the hub."""
+        self.hub.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        for name, host in self.hosts.items():
+            host.run("ip", "route", "add", "default", "via", self.address(name))
+
     def cut(self, host: str) -> None:
         """Pull the cable: nothing comes through, and nobody is told."""
         self.hub.run("ip", "link", "set", f"to-{host}", "down")

@@ -11,6 +11,7 @@ from engine.plan.compile import compile_plan, pick
 from engine.plan.stage import Needs, Resources, Stage
 from engine.spec.base import SpecModel
 from engine.spec.experiment import Experiment, experiment_type
+from engine.spec.services import Reward
 
 
 class Toy(SpecModel):
@@ -100,6 +101,25 @@ def test_ranks_on_the_cpu_are_as_many_as_are_asked_for() -> None:
 
     assert plan.stage("train").resources.ranks == 2
     assert plan.stage("train").resources.needs == Needs(slots=1)
+
+
+def test_each_node_has_what_is_asked_for_and_stages_of_one_process_have_one_node() -> None:
+    hardware = {"gpus": 4, "launcher": "torchrun", "nodes": 3}
+    evaluate = Stage(name="evaluate", kind="toy.evaluate", run="m:g", reads=("evaluation",), inputs={"train": "train"})
+
+    plan = compile_plan(experiment(hardware=hardware), [train(distributed=True), evaluate])
+
+    trains = plan.stage("train").resources
+    assert (trains.nodes, trains.ranks, trains.node_ranks, trains.needs) == (3, 12, 4, Needs(1, 4))
+    assert plan.stage("evaluate").resources == Resources(gpus=1)
+
+
+def test_a_service_beside_a_stage_of_several_nodes_is_an_error() -> None:
+    hardware = {"launcher": "torchrun", "processes": 1, "nodes": 2}
+    beside = train(distributed=True, brings={"judge": Reward(kind="reward", model="org/name")})
+    with pytest.raises(SpecError, match="needs the service 'judge', which its other nodes could not reach") as caught:
+        compile_plan(experiment(hardware=hardware), [beside])
+    assert [problem.path for problem in caught.value.problems] == ["hardware.nodes"]
 
 
 @pytest.mark.parametrize(

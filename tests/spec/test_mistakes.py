@@ -223,6 +223,8 @@ def test_models(name: str, words: str, desk: Any, edited: Edit) -> None:
         ("gpus: 2, zero: 3", "hardware.zero", "goes with launcher: deepspeed, not single"),
         ("processes: 2", "hardware.processes", "goes with launcher: torchrun or deepspeed"),
         ("launcher: torchrun", "hardware.launcher", "set gpus, or processes"),
+        ("nodes: 2", "hardware.nodes", "goes with launcher: torchrun or deepspeed"),
+        ("launcher: torchrun, nodes: 2", "hardware.launcher", "set gpus, or processes"),
         ("launcher: torchrun, gpus: 2, processes: 4", "hardware.processes", "each rank has one"),
         ("launcher: torchrun, gpus: 2, offload: all", "hardware.offload", "goes with launcher: deepspeed"),
         ("launcher: deepspeed, gpus: 2, parallel: fsdp", "hardware.parallel", "goes with launcher: torchrun"),
