@@ -59,6 +59,7 @@ class Resources:
     zero: int = 2
     offload: str = "none"
     checkpoint_activations: bool = False
+    compile: bool = False
     device: str = "auto"
     precision: str = "auto"
     threads: int | None = None
