@@ -36,7 +36,7 @@ def compile_layers(module: nn.Module) -> None:
             lean.adopt(part, in_training=_through(BACKEND))
     for layer in layers:
         if not isinstance(layer.forward, lean.Either | _InTraining):
-            layer.forward = _InTraining(layer.forward)
+            layer.forward = _InTraining(layer)
 
 
 @cache
@@ -46,11 +46,12 @@ def _through(backend: str) -> Callable[..., Any]:
     Attention is left out. How many blocks it has differs from tree to tree, and it would be compiled anew for each.
     """
     look: Callable[..., Tensor] = torch.compiler.disable(lean.attend)  # type: ignore[no-untyped-call]
-    compiled: Callable[..., Tensor] = torch.compile(lean.through, dynamic=True, backend=backend)
+    compiled = _compiled(lean.through, backend)
 
     def through(layer: nn.Module, x: Tensor, sight: lean.Sight) -> Tensor:
         real = replace(sight, rotation=torch.view_as_real(sight.rotation))  # no code is made of complex numbers
-        return compiled(layer, x, real, look)
+        out: Tensor = compiled(layer, x, real, look)
+        return out
 
     return through
 
@@ -58,12 +59,19 @@ def _through(backend: str) -> Callable[..., Any]:
 class _InTraining:
     """A layer's own forward, compiled where gradients are wanted: caches of a sampler would be compiled one by one."""
 
-    def __init__(self, own: Callable[..., Any]) -> None:
-        self._own = own
-        self._compiled = torch.compile(own, dynamic=True, backend=BACKEND)
+    def __init__(self, layer: nn.Module) -> None:
+        # The class's function, which is handed its layer: a bound one would stay this layer's in a copy of the model.
+        self._layer, self._own = layer, layer.forward
+        self._compiled = _compiled(type(layer).forward, BACKEND)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._compiled if torch.is_grad_enabled() else self._own)(*args, **kwargs)
+        return self._compiled(self._layer, *args, **kwargs) if torch.is_grad_enabled() else self._own(*args, **kwargs)
+
+
+@cache
+def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    made: Callable[..., Any] = torch.compile(function, dynamic=True, backend=backend)
+    return made
 
 
 def _find_compiler() -> None:

@@ -45,7 +45,7 @@ class StageHardware(SpecModel):
     checkpoint_activations: bool = False
     """Compute each layer a second time in the backward pass: less memory, a third more time."""
     compile: bool = False
-    """Compile the layers by torch.compile when training begins: tens of seconds, for steps that are a little faster."""
+    """Train in layers that torch.compile has compiled: tens of seconds at the start. On a CPU hardly worth them."""
     precision: Precision = "auto"
     """Number format of training; `auto` is bfloat16 on a GPU, else float32."""
     queue: str = Field("default", pattern=QUEUE)

@@ -73,8 +73,16 @@ def test_losses_agree_a_state_goes_on_without_and_all_shapes_share_the_code(make
 
 
 def test_layers_with_a_forward_of_their_own_agree_too_computed_twice(make_policy: Callable[..., Policy]) -> None:
-    agree((make_policy("sliding"), make_policy("sliding")), BATCHES[:3], checkpoint_activations=True)
+    policy = make_policy("sliding")
+    agree((make_policy("sliding"), policy), BATCHES[:3], checkpoint_activations=True)
     assert counters["stats"]["unique_graphs"] > 0
+
+    copied = Policy(copy.deepcopy(policy.model), policy.tokenizer)
+    before = completion_loss(copied, BATCHES[0]).loss.item()
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.zero_()
+    assert completion_loss(copied, BATCHES[0]).loss.item() == before, "a copy is computed with its own weights"
 
 
 def test_without_gradients_nothing_is_compiled_and_copies_are_models(make_policy: Callable[..., Policy]) -> None:
