@@ -1,6 +1,6 @@
 """One spec under every launcher: how far its losses are from one process's, and what a step takes.
 
-    python bench/launchers.py [--steps 50] [--ranks 2] [--json]
+    python bench/launchers.py [--steps 50] [--ranks 2] [--only compiled] [--json]
 
 The peer is the same run in one process. Each is submitted by `rlx submit` to one worker and computed anew: 512 dates,
 a scratch Llama, on the CPU. Two ranks on two cores share them with what starts them; what is of interest on a machine
@@ -31,8 +31,11 @@ def launchers(ranks: int) -> dict[str, list[str]]:
     torchrun, deepspeed = ["hardware.launcher=torchrun", several], ["hardware.launcher=deepspeed", several]
     found = {
         "single": ["hardware.launcher=single"],
+        "single, compiled": ["hardware.launcher=single", "hardware.compile=true"],
         "torchrun, DDP": torchrun,
+        "torchrun, DDP, compiled": [*torchrun, "hardware.compile=true"],
         "torchrun, FSDP2": [*torchrun, "hardware.parallel=fsdp"],
+        "torchrun, FSDP2, compiled": [*torchrun, "hardware.parallel=fsdp", "hardware.compile=true"],
         "torchrun, FSDP2, activations computed twice": [
             *torchrun, "hardware.parallel=fsdp", "hardware.checkpoint_activations=true"
         ],
@@ -65,7 +68,7 @@ def curves(home: Path, handle: str) -> dict[str, dict[int, float]]:
     return found
 
 
-def measure(steps: int, ranks: int) -> dict[str, dict[str, float]]:
+def measure(steps: int, ranks: int, only: str) -> dict[str, dict[str, float]]:
     """Of each launcher the largest relative difference of a step's loss, and the median step's tokens a second."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -76,6 +79,8 @@ def measure(steps: int, ranks: int) -> dict[str, dict[str, float]]:
             found: dict[str, dict[int, float]] = {}
             speeds: dict[str, float] = {}
             for name, overrides in launchers(ranks).items():
+                if name != "single" and only not in name:
+                    continue
                 words = [f"algorithm.steps={steps}", f"evaluation.every={steps}", *UNSCORED, *overrides]
                 handle = rlx(home, "submit", "specs/dates_sft.yaml", *words, "--no-cache", "--no-wait").strip()
                 rlx(home, "watch", handle)
@@ -99,9 +104,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--only", default="", help="of the launchers those whose names have this")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found = measure(options.steps, options.ranks)
+    found = measure(options.steps, options.ranks, options.only)
     if options.json:
         print(json.dumps(found, indent=1))
         return

@@ -140,7 +140,7 @@ class Unreachable(RlxError):
 
 
 class ServiceDown(Unreachable):
-    """A service that a stage needs did not become healthy, or died; the message ends with its log's tail."""
+    """A service that a stage needs did not become healthy, or died; of what was started, with its log's tail."""
 
 
 class Refused(RlxError):

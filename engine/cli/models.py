@@ -79,6 +79,8 @@ def _with_served(stage: Stage) -> Stage:
     """The stage, told what its services' models are: it counts in its key, and says where they are started from."""
     served: dict[str, dict[str, dict[str, str]]] = {}
     for name, service in stage.config.get("services", {}).items():
+        if service["kind"] == "endpoint":  # its model's name means something there, and nothing here
+            continue
         preferred = ("reward", *PREFERRED) if service["kind"] == "reward" else PREFERRED
         roles = {role: led_to(service[role], preferred) for role in ("model", "lora") if service.get(role)}
         if found := {role: told for role, told in roles.items() if told}:

@@ -19,11 +19,19 @@ import httpx2
 
 from engine.errors import DataError, Refused, SpecError, Unreachable
 from engine.lm.spending import Allowance, Ledger, Spent, Tokens
+from engine.runtime.context import StageContext
 from engine.spec.endpoint import Endpoint
 
 T = TypeVar("T")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 _SHOWN = 300
+
+
+def of_service(ctx: StageContext, name: str) -> Endpoint:
+    """How a stage asks its service `name`: a started one as it pleases, an endpoint within the limits of its block."""
+    declared, address = ctx.config["services"][name], ctx.services[name]
+    limits = {key: declared[key] for key in Endpoint.model_fields if declared["kind"] == "endpoint"}
+    return Endpoint(**{**limits, "url": address.url, "model": address.model, "key": address.key or None})
 
 
 class _Trouble(Exception):

@@ -8,6 +8,7 @@ exactly it does not support, and `supports` says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,7 @@ def projections(base: Any) -> list[nn.Module]:
 
 
 @dataclass(frozen=True)
-class _Sight:
+class Sight:
     """What a layer's tokens look at, and from where."""
 
     heads: int
@@ -98,36 +99,42 @@ def hidden(model: nn.Module, pack: Pack) -> Tensor:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     x = decoder.embed_tokens(pack.ids)
     rotation = rotations(decoder.rotary_emb, pack.depth)
-    below = _Sight(heads, kv_heads, rotation, pack.full, None)
-    last = _Sight(heads, kv_heads, rotation, pack.final, pack.nodes)
+    below = Sight(heads, kv_heads, rotation, pack.full, None)
+    last = Sight(heads, kv_heads, rotation, pack.final, pack.nodes)
     final = len(decoder.layers) - 1
     for i, layer in enumerate(decoder.layers):
         sight = last if i == final else below
-        x = layer(x, sight) if isinstance(layer.forward, _Either) else _through(layer, x, sight)
+        x = layer(x, sight) if isinstance(layer.forward, Either) else through(layer, x, sight)
     return norm(decoder.norm, x)
 
 
-def adopt(model: nn.Module) -> None:
-    """Have `hidden` go through each layer's own call, for the sake of what hooks it: shards and checkpoints."""
+def adopt(model: nn.Module, *, in_training: Callable[..., Tensor] | None = None) -> None:
+    """Have `hidden` go through each layer's own call, for the sake of what hooks it: shards and checkpoints.
+
+    `in_training` is done in place of `through` where gradients are wanted.
+    """
     for layer in unwrap(model).model.layers:
-        if not isinstance(layer.forward, _Either):
-            layer.forward = _Either(layer)
+        if not isinstance(layer.forward, Either):
+            layer.forward = Either(layer)
+        layer.forward.in_training = in_training or layer.forward.in_training
 
 
-class _Either:
+class Either:
     """A layer's forward: ours where `hidden` calls it, else its own."""
 
     def __init__(self, layer: Any) -> None:
         self._layer, self._own = layer, layer.forward
+        self.in_training: Callable[..., Tensor] = through
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if args and isinstance(args[0], _Sight):
-            return _through(self._layer, x, args[0])
+        if args and isinstance(args[0], Sight):
+            return (self.in_training if torch.is_grad_enabled() else through)(self._layer, x, args[0])
         return self._own(x, *args, **kwargs)
 
 
-def _through(layer: Any, x: Tensor, sight: _Sight) -> Tensor:
-    """One layer."""
+def through(layer: Any, x: Tensor, sight: Sight, look: Callable[..., Tensor] | None = None) -> Tensor:
+    """One layer; `look` in place of `attend`."""
+    look = look or attend
     attention, rotation = layer.self_attn, sight.rotation
     h = norm(layer.input_layernorm, x)
     key = rotate(attention.k_proj(h).view(len(h), sight.kv_heads, -1), rotation)
@@ -135,7 +142,7 @@ def _through(layer: Any, x: Tensor, sight: _Sight) -> Tensor:
     if sight.nodes is not None:
         x, h, rotation = (t.index_select(0, sight.nodes) for t in (x, h, rotation))
     query = rotate(attention.q_proj(h).view(len(h), sight.heads, -1), rotation)
-    x = x + attention.o_proj(attend(query, key, value, sight.who, attention.scaling))
+    x = x + attention.o_proj(look(query, key, value, sight.who, attention.scaling))
     return _feed_forward(layer, x)
 
 
@@ -147,7 +154,7 @@ def rotations(rotary: Any, positions: Tensor) -> Tensor:
 
 def norm(module: Any, x: Tensor) -> Tensor:
     """The module's RMS norm; in float32 as one fused operation."""
-    if x.dtype == torch.float32 and module.weight.dtype == torch.float32:
+    if x.dtype == torch.float32 and module.weight.dtype == torch.float32 and not torch.compiler.is_compiling():
         return rms_norm(x, module.weight, module.variance_epsilon)
     out: Tensor = module(x)
     return out

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from engine.errors import ResumeError
 from engine.lm import layout as layouts
+from engine.lm.compiled import compile_layers
 from engine.lm.layout import Adam, Layout, TorchLayout
 from engine.plan.stage import Resources
 from engine.runtime.context import SaveModel
@@ -207,6 +208,8 @@ def _layout(
 ) -> Layout:
     """The layout that the hardware asks for."""
     adam = Adam(settings.betas, settings.eps, settings.weight_decay, settings.clip_norm)
+    if resources.compile:
+        compile_layers(module)
     if resources.checkpoint_activations or world.size > 1:
         layouts.through_layers(module, checkpoint=resources.checkpoint_activations)
     if resources.launcher == "deepspeed":

@@ -59,11 +59,16 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotary position embedding of [N, H, d] by complex [N, 1, d / 2]; the halves of a rotating pair become neighbours.
+    """Rotary position embedding of [N, H, d] by complex [N, 1, d / 2], or by their real and imaginary parts
+    [N, 1, d / 2, 2]; the halves of a rotating pair become neighbours.
 
     Queries and keys are reordered alike, so their products are what they were; the result is never put back.
     """
     half = x.shape[-1] // 2
+    if not rotation.is_complex():
+        cos, sin = rotation.unbind(-1)
+        a, b = x[..., :half].float(), x[..., half:].float()
+        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)
     pairs = x.float().view(*x.shape[:-1], 2, half).transpose(-1, -2).contiguous()
     turned = torch.view_as_real(torch.view_as_complex(pairs) * rotation)
     return turned.flatten(-2).to(x.dtype)

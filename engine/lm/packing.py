@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from engine.lm.transfer import moved
 
 Wanted = Literal["before", "last", "state"]
 _DENSE = 320
@@ -75,10 +77,7 @@ class Pack:
         """The same pack with its tensors on a device."""
         if self.ids.device == torch.device(device):
             return self
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved, full=_moved(self.full, device), final=_moved(self.final, device))
+        return moved(self, device)
 
 
 class _Tree:
@@ -274,11 +273,3 @@ def _tensor(numbers: array[int]) -> Tensor:
 
 def _additive(visible: np.ndarray) -> Tensor:
     return torch.where(torch.from_numpy(visible), 0.0, float("-inf"))
-
-
-def _moved(attention: Attention, device: torch.device | str) -> Attention:
-    def to(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device)
-
-    blocks = tuple(Block(to(b.queries), to(b.keys), b.mask.to(device)) for b in attention.blocks)
-    return Attention(blocks, to(attention.place))

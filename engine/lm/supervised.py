@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.errors import DataError
 from engine.lm import chat, lean
 from engine.lm.encode import encode
 from engine.lm.learner import LossOutput
 from engine.lm.logprobs import token_logps
-from engine.lm.packing import pack
+from engine.lm.packing import Pack, pack
 from engine.lm.policy import Policy
 from engine.lm.shares import HERE, Across, Part, everywhere
+from engine.lm.transfer import moved
 
 
 @dataclass(frozen=True)
@@ -93,23 +95,46 @@ def mean_logps(policy: Policy, examples: Sequence[Example], most_tokens: int, ac
     """For each example the mean log-probability of its learnt tokens, in nats. Without gradients."""
 
     def means(part: Part) -> torch.Tensor:
-        logps, counts = _learnt(policy, [examples[index] for index in part])
-        return torch.stack([each.mean() for each in torch.split(logps, counts)])
+        batch = collate([examples[index] for index in part])
+        return torch.stack([each.mean() for each in torch.split(_logps(policy, batch), list(batch.counts))])
 
     lengths = [example.length for example in examples]
     found: list[float] = everywhere(means, quick_order(policy, examples), lengths, most_tokens, across).tolist()
     return found
 
 
-def completion_loss(policy: Policy, examples: Sequence[Example]) -> LossOutput:
+@dataclass(frozen=True)
+class Batch:
+    """Examples as they are computed at once, T learnt tokens in all."""
+
+    packed: Pack
+    before: Tensor
+    """[T] where each learnt token is predicted: into the hidden states of `packed`."""
+    targets: Tensor
+    """[T] the learnt tokens, example after example."""
+    counts: tuple[int, ...]
+    """How many each example has."""
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """The examples as one batch, in main memory."""
+    packed = pack([e.prompt for e in examples], [[e.rest] for e in examples], want=("before",))
+    own = torch.tensor([flag for e in examples for flag in e.own])
+    return Batch(packed, packed.before[own], packed.targets[own], tuple(sum(example.own) for example in examples))
+
+
+def batch_loss(policy: Policy, batch: Batch) -> LossOutput:
     """Cross-entropy of the tokens that are the model's own, summed."""
-    logps, _ = _learnt(policy, examples)
+    logps = _logps(policy, batch)
     return LossOutput(-logps.sum(), float(len(logps)))
 
 
-def _learnt(policy: Policy, examples: Sequence[Example]) -> tuple[torch.Tensor, list[int]]:
-    """Log-probs [T] of every learnt token, example after example, and how many each has."""
-    packed = pack([e.prompt for e in examples], [[e.rest] for e in examples], want=("before",)).to(policy.device)
-    own = torch.tensor([flag for e in examples for flag in e.own], device=policy.device)
-    logps = token_logps(policy.model, encode(policy.model, packed)[packed.before[own]], packed.targets[own])
-    return logps, [sum(example.own) for example in examples]
+def completion_loss(policy: Policy, examples: Sequence[Example]) -> LossOutput:
+    """The same of examples."""
+    return batch_loss(policy, collate(examples))
+
+
+def _logps(policy: Policy, batch: Batch) -> Tensor:
+    """Log-probs [T] of every learnt token."""
+    batch = moved(batch, policy.device)
+    return token_logps(policy.model, encode(policy.model, batch.packed)[batch.before], batch.targets)

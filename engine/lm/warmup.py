@@ -8,7 +8,7 @@ says where it is, and its weights are not copied. `source_of` reads either form 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from engine.errors import ModelError, SpecError
 from engine.lm import chat, scratch, tiny
 from engine.lm.learner import Learner, LearnerSettings
 from engine.lm.policy import Policy
+from engine.lm.prefetch import made_ahead
 from engine.lm.reference import Source, parse
-from engine.lm.supervised import Example, completion_loss
+from engine.lm.supervised import Batch, Example, batch_loss, collate, completion_loss
 from engine.lm.warmup_text import Conversation, Task, conversations
 from engine.runtime.context import StageContext, Stopped
 from engine.runtime.seeds import derive
@@ -140,24 +141,30 @@ def _train(ctx: StageContext, policy: Policy, warmup: Warmup, examples: Sequence
     restored = ctx.restore()
     if restored is not None:
         learner.load_state(restored.state["learner"])
-    while learner.steps < warmup.steps:
-        order = np.random.default_rng(derive(ctx.seed, "warmup", "batch", learner.steps))
-        drawn = order.integers(len(kept), size=warmup.batch_size)
-        ctx.trace.step = learner.steps + 1
-        ctx.trace.note(Layer.DATA, drawn)
-        chosen = [kept[int(i)] for i in drawn]
-        metrics = learner.step(lambda batch: completion_loss(policy, batch), [chosen])
-        ctx.log(learner.steps, {"train/loss": metrics["loss"], "train/grad_norm": metrics["grad_norm"]})
-        ctx.progress(learner.steps, warmup.steps, "warming up")
-        if ctx.should_stop or (learner.steps % _CHECKPOINT_EVERY == 0 and learner.steps < warmup.steps):
-            ctx.checkpoint(learner.steps, {"learner": learner.state()})
-        if ctx.should_stop:
-            raise Stopped
+    with made_ahead(_drawn(ctx.seed, warmup, kept, learner.steps), ctx.device) as batches:
+        for drawn, batch in batches:
+            ctx.trace.step = learner.steps + 1
+            ctx.trace.note(Layer.DATA, drawn)
+            metrics = learner.step(lambda batch: batch_loss(policy, batch), [batch])
+            ctx.log(learner.steps, {"train/loss": metrics["loss"], "train/grad_norm": metrics["grad_norm"]})
+            ctx.progress(learner.steps, warmup.steps, "warming up")
+            if ctx.should_stop or (learner.steps % _CHECKPOINT_EVERY == 0 and learner.steps < warmup.steps):
+                ctx.checkpoint(learner.steps, {"learner": learner.state()})
+            if ctx.should_stop:
+                raise Stopped
     policy.model.eval()
     if heldout:
         with torch.no_grad():
             out = completion_loss(policy, heldout)
         ctx.log(warmup.steps, {"eval/loss": float(out.loss) / out.weight})
+
+
+def _drawn(seed: int, warmup: Warmup, kept: Sequence[Example], first: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    """What each step learns from, by number and as a batch."""
+    for step in range(first, warmup.steps):
+        order = np.random.default_rng(derive(seed, "warmup", "batch", step))
+        drawn = order.integers(len(kept), size=warmup.batch_size)
+        yield drawn, collate([kept[int(i)] for i in drawn])
 
 
 def example(

@@ -15,6 +15,7 @@ from engine.spec.hardware import Hardware
 from engine.spec.load import Loaded
 from engine.spec.model import Model
 from engine.spec.sampler import Sampler
+from engine.spec.services import Service
 from engine.spec.tracking import Tracking
 
 NAME_LIMIT = 64
@@ -38,7 +39,10 @@ def tiny_experiment(experiment: Experiment) -> Experiment:
             "hardware": Hardware(
                 device="cpu", queue=experiment.hardware.queue, threads=experiment.hardware.threads, timeout=600.0
             ),
-            "services": {name: found.model_copy(update={"gpus": 0}) for name, found in experiment.services.items()},
+            "services": {
+                name: found.model_copy(update={"gpus": 0}) if isinstance(found, Service) else found
+                for name, found in experiment.services.items()
+            },
             "tracking": Tracking(),  # a trial is nothing to show
             "evaluation": experiment.evaluation.model_copy(update={"every": 1, "runs_per_item": 2}),
         }

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.errors import Problem, SpecError
 from engine.plan.graph import ordered
-from engine.plan.stage import Plan, Resources, Stage
+from engine.plan.stage import Plan, Resources, Stage, gpus_of
 from engine.spec.experiment import Experiment
 from engine.spec.hardware import StageHardware
 from engine.spec.services import unknown_service
@@ -58,7 +58,7 @@ def _filled_in(stage: Stage, experiment: Experiment, resolved: Mapping[str, Any]
     services |= {name: service.model_dump(mode="json") for name, service in stage.brings.items()}
     if not services:
         return replace(stage, config=config, resources=resources)
-    lent = sum(service["gpus"] for service in services.values())
+    lent = gpus_of(services)
     if lent:  # CUDA takes a GPU of the stage's own, beside those of its services
         own = resources.needs.gpus
         ranks = resources.processes if resources.launcher == "single" else resources.node_ranks

@@ -62,8 +62,14 @@ TERMS = frozenset({"gpus", "start_timeout", "keep", "memory", "batch_tokens"})
 """How a service runs, which changes nothing of what it serves."""
 
 
+HOSTED = frozenset({"kind", "url", "model", "token_ids", "version"})
+"""What counts of an endpoint that somebody else runs; key, limits and prices are terms of asking it."""
+
+
 def served(service: Mapping[str, Any]) -> dict[str, Any]:
     """What a service serves: its definition without the terms on which it runs."""
+    if service["kind"] == "endpoint":
+        return {key: value for key, value in service.items() if key in HOSTED}
     return {key: value for key, value in service.items() if key not in TERMS}
 
 

@@ -37,6 +37,11 @@ class Needs:
         return " and ".join(f"{count} {kind}{'s' * (count != 1)}" for count, kind in parts if count) or "nothing"
 
 
+def gpus_of(services: Mapping[str, Any]) -> int:
+    """GPUs that are leased for these services; what nobody starts here has none to ask for."""
+    return sum(int(service.get("gpus", 0)) for service in services.values())
+
+
 @dataclass(frozen=True)
 class Resources:
     """What one attempt at a stage needs from a worker."""
@@ -56,6 +61,7 @@ class Resources:
     zero: int = 2
     offload: str = "none"
     checkpoint_activations: bool = False
+    compile: bool = False
     device: str = "auto"
     precision: str = "auto"
     threads: int | None = None

@@ -78,9 +78,9 @@ class Address:
     """Where a service is reached while the stage runs."""
 
     url: str
-    """`http://127.0.0.1:…`; of a vllm service with its `/v1`, as OpenAI's clients take it."""
+    """`http://127.0.0.1:…`, or an endpoint's own; of a vllm service with its `/v1`, as OpenAI's clients take it."""
     key: str = field(repr=False)
-    """A client shows it as `Authorization: Bearer …`."""
+    """A client shows it as `Authorization: Bearer …`; empty: an endpoint that asks for none."""
     model: str | None = None
     """What a request calls the model, where the service has one."""
 

@@ -1,4 +1,5 @@
 """The services of one stage: started beside it, all at once, before its code begins; watched, and stopped with it.
+An endpoint that somebody else runs is asked whether it answers, and no more (`hosted`).
 
 Each has a keeper (`keeper`), a process that ends it with all its children as soon as we hang up, whatever became of
 us. Here is what to do about it: wait until it is healthy, start it once more where it dies, and fail the stage
@@ -16,12 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from engine.errors import ServiceDown
 from engine.log import get_logger
 from engine.runtime import ports
 from engine.runtime.context import Address, Stopped
+from engine.runtime.hosted import Hosted
 from engine.runtime.kept import Owner
 from engine.runtime.service import Service, Spot
 from engine.runtime.stopwatch import spent
@@ -78,21 +80,40 @@ def running(
         team.end()
 
 
+class _Beside(Protocol):
+    """What a stage waits for before it begins."""
+
+    name: str
+    healthy: bool
+
+    @property
+    def address(self) -> Address: ...
+
+    def start(self) -> None: ...
+
+    def look(self, timeout_s: float = 0.0) -> None: ...
+
+
 class _Team:
     """All services of a stage."""
 
     def __init__(
         self, definitions: Mapping[str, Any], places: Mapping[str, Any], around: Around, stop: threading.Event
     ) -> None:
-        self.services: list[Service] = []
+        self.services: list[_Beside] = []
+        self._started: list[Service] = []
         self.failure: ServiceDown | None = None
         self._stop, self._alive = stop, around.alive
         self._over = threading.Event()
         left = around.gpus
         for name, definition in definitions.items():
+            if definition["kind"] == "endpoint":
+                self.services.append(Hosted(name, definition, around.logs(name), self._over))
+                continue
             gpus, left = left[: definition["gpus"]], left[definition["gpus"] :]
             spot = Spot(around.logs(name), gpus, secrets.token_urlsafe(32), around.free_port, around.owner)
-            self.services.append(Service(name, definition, places.get(name, {}), spot))
+            self._started.append(Service(name, definition, places.get(name, {}), spot))
+            self.services.append(self._started[-1])
 
     def start(self) -> None:
         """Start all, and wait until all are healthy. Raises ServiceDown, or Stopped."""
@@ -113,6 +134,9 @@ class _Team:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """While the stage works: a thread that hears of deaths; what it cannot mend, it has the stage leave for."""
+        if not self._started:
+            yield
+            return
         before = signal.signal(signal.SIGUSR2, self._interrupt)
         watcher = threading.Thread(target=self._watch, args=(threading.get_ident(),), name="services", daemon=True)
         watcher.start()
@@ -125,21 +149,22 @@ class _Team:
 
     def hand_over(self) -> None:
         """Leave those that may be kept to the next stage."""
-        for service in self.services:
+        for service in self._started:
             service.hand_over()
 
     def end(self) -> None:
         """Stop all, side by side. Returns once nothing of them is left."""
-        for service in self.services:
+        self._over.set()
+        for service in self._started:
             service.ask_to_stop()
-        for service in self.services:
+        for service in self._started:
             service.wait_until_gone()
 
     def _watch(self, stage: int) -> None:
         while not self._over.is_set():
-            for service in self.services:
+            for service in self._started:
                 try:
-                    service.look(_LISTEN_S / len(self.services) if service.healthy else _TICK_S)
+                    service.look(_LISTEN_S / len(self._started) if service.healthy else _TICK_S)
                 except ServiceDown as error:
                     self.failure = error
                     log.error("a service is down, the stage leaves", extra={"service": service.name})

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from engine.plan.stage import gpus_of
 from engine.runtime import stopwatch
 from engine.settings import Settings
 from engine.store.processes import process_started
@@ -48,8 +49,7 @@ class Task:
     @classmethod
     def lent(cls, claimed: Claimed, settings: Settings, gpus: tuple[str, ...], threads: int | None) -> Task:
         """An attempt that this process, its worker, lends these GPUs: its services get the last ones."""
-        services = claimed.config.get("services", {})
-        own = len(gpus) - sum(service["gpus"] for service in services.values())
+        own = len(gpus) - gpus_of(claimed.config.get("services", {}))
         pid = os.getpid()
         worker = None if (started := process_started(pid)) is None else (pid, started)
         return cls(claimed, settings, gpus[:own], threads, gpus[own:], worker)

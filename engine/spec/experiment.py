@@ -92,7 +92,7 @@ class Experiment(SpecModel):
     hardware: Hardware = Hardware()
     """What the run may use."""
     services: Mapping[ServiceName, AnyService] = Field(default_factory=dict)
-    """Processes that stages need beside them, by name, such as `reader: {kind: vllm, model: org/name}`."""
+    """What stages need beside them, by name, such as `reader: {kind: vllm, model: org/name}`."""
     evaluation: EvaluationPlan = EvaluationPlan()
     """When and how often the policy is evaluated."""
     retries: Retries = Retries()
@@ -167,4 +167,4 @@ def _scoring(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "dataset.score_by", unknown_service(name, list(services))
     elif services[name].kind not in SCORING:
         kinds = " or ".join(SCORING)
-        yield "dataset.score_by", f"the service {name!r} is a {services[name].kind}: only a {kinds} scores texts"
+        yield "dataset.score_by", f"the service {name!r} is of kind {services[name].kind}: only {kinds} scores texts"

@@ -18,7 +18,7 @@ QUEUE = r"^[a-z0-9][a-z0-9_.-]*$"
 
 ONLY_UNDER = (
     dict.fromkeys(("nodes", "processes"), ("torchrun", "deepspeed"))
-    | {"parallel": ("torchrun",)}
+    | {"parallel": ("torchrun",), "compile": ("single", "torchrun")}
     | dict.fromkeys(("zero", "offload"), ("deepspeed",))
 )
 """Keys that mean something under some launchers only."""
@@ -48,6 +48,8 @@ class StageHardware(SpecModel):
     """Under `deepspeed`, what rests in main memory: nothing, optimiser states, or with zero: 3 weights too."""
     checkpoint_activations: bool = False
     """Compute each layer a second time in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """Train in layers that torch.compile has compiled: tens of seconds at the start. On a CPU hardly worth them."""
     precision: Precision = "auto"
     """Number format of training; `auto` is bfloat16 on a GPU, else float32."""
     queue: str = Field("default", pattern=QUEUE)

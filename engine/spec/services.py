@@ -1,4 +1,4 @@
-"""The services block: processes that stages need beside them, by name.
+"""The services block: what stages need beside them, by name: processes, and endpoints that somebody else runs.
 
 Only described here: `plan.compile` gives each stage those it needs, and `runtime.services` starts them, waits until
 they are healthy, and stops them.
@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from engine.spec.base import Duration, SpecModel, complaint
+from engine.spec.endpoint import Endpoint
 from engine.spec.model import Model
 
 SCORING = ("reward", "command")
@@ -21,6 +22,7 @@ SCORING = ("reward", "command")
 PLACEHOLDERS = ("host", "port", "key")
 _SLOT = re.compile(r"\{(\w+)\}")
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_FROM_ENV = re.compile(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}")
 _ENTRY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _OURS = {"--host": "the engine's", "--port": "the engine's", "--api-key": "a secret, and the engine's"}
 """Options of `vllm serve` that are not for a spec to set."""
@@ -158,7 +160,31 @@ class Command(Service):
         return argv
 
 
-AnyService = Annotated[VLLM | Reward | HTTPRetriever | Command, Field(discriminator="kind")]
+class Hosted(Endpoint):
+    """A language model behind an OpenAI-compatible server that somebody else runs: nothing is started, and a stage
+    begins once it answers."""
+
+    kind: Literal["endpoint"]
+    """`endpoint`."""
+    health: str = Field("/models", pattern=r"^/")
+    """A path below `url` that answers 200. Of `/models` the answer must name the model: write another path for a server
+    whose list is not complete."""
+    start_timeout: Duration = 60.0
+    """Longest that a stage waits for it to answer, such as `5m`."""
+    version: str = ""
+    """Part of the cache key: change it when what is behind the address changes."""
+
+    @field_validator("key")
+    @classmethod
+    def _only_its_name(cls, key: str | None) -> str | None:
+        if key is not None and not _FROM_ENV.fullmatch(key):
+            raise complaint(
+                "a spec is stored as it stands: write ${env:NAME}, and export the key in the worker's shell"
+            )
+        return key
+
+
+AnyService = Annotated[VLLM | Reward | HTTPRetriever | Command | Hosted, Field(discriminator="kind")]
 ServiceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
 

@@ -30,6 +30,19 @@ def ask(ctx: StageContext) -> None:
     )
 
 
+def talk(ctx: StageContext) -> None:
+    """Ask the language model behind each service."""
+    said = {}
+    for name, address in ctx.services.items():
+        connection = HTTPConnection(urlsplit(address.url).netloc, timeout=60)
+        request = json.dumps({"model": address.model, "messages": []})
+        headers = {"Authorization": f"Bearer {address.key}"}
+        connection.request("POST", f"{urlsplit(address.url).path}/chat/completions", request, headers)
+        said[name] = json.loads(connection.getresponse().read())
+    print("the services are", dict(ctx.services))
+    (ctx.output_dir / "said.json").write_text(json.dumps(said))
+
+
 def hold(ctx: StageContext) -> None:
     """Ask, say so beside `extra.gate`, and wait for it; leaves when told to."""
     pids = [get(address, "/pid") for address in ctx.services.values()]

@@ -16,10 +16,12 @@ import pytest
 from engine.clock import utc_now
 from engine.plan.stage import Resources, Stage
 from engine.settings import Settings
+from engine.spec.services import Hosted
 from engine.store import runs
 from engine.store.processes import process_started
 from engine.store.tables import RunId
 from tests.acceptance.lab import Lab
+from tests.lm.scripted_endpoint import Reply, serving
 from tests.waiting import until
 
 HERE = Path(__file__).parent
@@ -105,6 +107,25 @@ def test_a_stage_has_its_service_and_the_service_a_log(lab: Lab, beside: Callabl
     assert Path(attempt.log_path).parent == log.parent
     assert "services are up" in Path(attempt.log_path).read_text()
     assert log.read_text().split()[3] not in Path(attempt.log_path).read_text(), "the key is in no log of ours"
+
+
+def test_an_endpoint_is_asked_in_a_started_services_place_and_its_key_is_stored_nowhere(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key := "not-for-the-store")
+    with serving(lambda number, body: Reply(body=[body["model"]])) as served:
+        judge = Hosted(kind="endpoint", url=served.url, model="judge", key="${env:JUDGE_KEY}")
+        config = {"services": {"judge": judge.model_dump(mode="json")}}
+        run = lab.submit(Stage("talk", "test.talk", "service_stages:talk", (), config=config))
+        lab.embedded(run)
+
+        assert lab.ended(run) == "succeeded"
+    assert json.loads(lab.output(run, "talk", "said.json")) == {"judge": ["judge"]}
+    assert served.paths == ["/v1/models", "/v1/chat/completions"]
+    assert {*served.authorisations} == {f"Bearer {key}"}
+    assert "/models answers" in (lab.settings.logs / run.handle / "talk-1.judge.log").read_text()
+    written = [path for path in lab.settings.home.rglob("*") if path.is_file()]
+    assert not [path for path in written if key.encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize("whom", ["stage", "keeper", "run", "worker and nursery", "worker"])

@@ -36,6 +36,8 @@ class Served:
     authorisations: list[str | None] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
+    models: Callable[[], Reply] = lambda: Reply(body={"data": [{"id": "judge"}]})
+    """What it answers to a GET."""
     hung_up: threading.Event = field(default_factory=threading.Event)
     """Set once a client has gone away in the middle of an answer."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -50,6 +52,12 @@ def serving(script: Script) -> Iterator[Served]:
     """A server on a free port for as long as the block lasts."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with served.lock:
+                served.paths.append(self.path)
+                served.authorisations.append(self.headers["Authorization"])
+            self._answer(served.models())
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with served.lock:

@@ -16,10 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import DataError, Refused, RlxError, SpecError, Unreachable
-from engine.lm.endpoint import Client
+from engine.lm.endpoint import Client, of_service
 from engine.lm.openai import chat
 from engine.lm.spending import Allowance, Ledger, Spent, Tokens
+from engine.runtime.context import Address
+from engine.runtime.local import LocalContext
 from engine.spec.endpoint import Endpoint
+from engine.spec.services import Hosted
 from tests.lm.scripted_endpoint import Reply, Script, Served, serving
 
 KEY = "sk-very-secret"
@@ -68,6 +71,18 @@ def opened() -> Iterator[Opened]:
 def after(*failures: Reply) -> Script:
     """These answers, one each, and yes from then on."""
     return lambda number, _: failures[number] if number < len(failures) else YES
+
+
+def test_a_stage_asks_a_hosted_service_within_its_limits_and_a_started_one_as_it_pleases(tmp_path):
+    hosted = Hosted(kind="endpoint", url="http://far/v1", model="judge", key="${env:KEY}", retries=2, concurrency=3)
+    declared = {"hosted": hosted.model_dump(mode="json"), "started": {"kind": "vllm", "retries": 9}}
+    near = Address("http://127.0.0.1:1/v1", "made-up", "org/name")
+    ctx = LocalContext(
+        {"services": declared}, 0, tmp_path, services={"hosted": Address(hosted.url, "real", "judge"), "started": near}
+    )
+
+    assert of_service(ctx, "hosted") == Endpoint(url=hosted.url, model="judge", key="real", retries=2, concurrency=3)
+    assert of_service(ctx, "started") == Endpoint(url=near.url, model="org/name", key="made-up")
 
 
 def test_a_question_and_its_answer(opened):

@@ -8,6 +8,7 @@ import pytest
 
 from engine.errors import SpecError
 from engine.plan.compile import compile_plan, pick
+from engine.plan.hashing import cache_key
 from engine.plan.stage import Needs, Resources, Stage
 from engine.spec.base import SpecModel
 from engine.spec.experiment import Experiment, experiment_type
@@ -64,6 +65,13 @@ def test_hardware_reaches_every_stage_and_gives_way_to_the_stages_own() -> None:
 
     assert plan.stage("train").resources == Resources(gpus=8, timeout_s=1800.0)
     assert plan.stage("evaluate").resources == Resources(gpus=2, timeout_s=7200.0)
+
+
+def test_compiled_layers_are_resources_and_no_part_of_a_key() -> None:
+    compiled, plain = (compile_plan(experiment(hardware={"compile": said}), [train()]) for said in (True, False))
+
+    assert [plan.stage("train").resources.compile for plan in (compiled, plain)] == [True, False]
+    assert cache_key(compiled.stages[0], 0, {}) == cache_key(plain.stages[0], 0, {})
 
 
 def test_a_light_stage_gets_no_gpu_whatever_the_hardware() -> None:

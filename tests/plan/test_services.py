@@ -99,6 +99,30 @@ def test_how_it_runs_is_not(change: dict[str, Any]) -> None:
     assert key(**change) == key()
 
 
+API = {"kind": "endpoint", "url": "https://a/v1", "model": "m", "key": "${env:KEY}"}
+
+
+def hosted_key(**changes: Any) -> str:
+    (stage,) = compile_plan(experiment({"reader": API | changes}), [TRAIN]).stages
+    return cache_key(stage, 0, {})
+
+
+@pytest.mark.parametrize("change", [{"url": "https://b/v1"}, {"model": "n"}, {"token_ids": False}, {"version": "2"}])
+def test_who_answers_at_an_endpoint_is_part_of_the_key(change: dict[str, Any]) -> None:
+    assert hosted_key(**change) != hosted_key()
+
+
+def test_how_an_endpoint_is_asked_is_not() -> None:
+    terms = {"key": "${env:OTHER}", "retries": 1, "budget": 9.0, "price_in": 1.0, "timeout": 5, "health": "/up"}
+    assert hosted_key(**terms) == hosted_key()
+
+
+def test_a_hosted_service_takes_the_place_of_a_started_one_and_needs_no_gpu() -> None:
+    (stage,) = compile_plan(experiment({"reader": API}, hardware={"gpus": 1}), [TRAIN]).stages
+    assert stage.resources.needs == Needs(1, 1)
+    assert stage.config["services"]["reader"]["key"] == "${env:KEY}"
+
+
 def test_a_stage_without_services_has_the_key_that_it_had() -> None:
     alone = replace(TRAIN, services=())
     before = cache_key(compile_plan(experiment({}), [alone]).stages[0], 0, {})

@@ -228,6 +228,7 @@ def test_models(name: str, words: str, desk: Any, edited: Edit) -> None:
         ("launcher: torchrun, gpus: 2, processes: 4", "hardware.processes", "each rank has one"),
         ("launcher: torchrun, gpus: 2, offload: all", "hardware.offload", "goes with launcher: deepspeed"),
         ("launcher: deepspeed, gpus: 2, parallel: fsdp", "hardware.parallel", "goes with launcher: torchrun"),
+        ("launcher: deepspeed, gpus: 2, compile: true", "hardware.compile", "goes with launcher: single or torchrun"),
         ("launcher: deepspeed, gpus: 2, offload: all", "hardware.offload", "shards none: write zero: 3"),
         ("gpus: 2, stages: {train: {zero: 3}}", "hardware.stages.train.zero", "goes with launcher: deepspeed"),
     ],

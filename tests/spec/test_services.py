@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from engine.errors import SpecError
-from engine.plan.hashing import TERMS
-from engine.spec.services import VLLM, Command, HTTPRetriever, Reward
+from engine.plan.hashing import HOSTED, TERMS
+from engine.spec.services import VLLM, Command, Hosted, HTTPRetriever, Reward
 
-KINDS = (VLLM, Reward, HTTPRetriever, Command)
+KINDS = (VLLM, Reward, HTTPRetriever, Command, Hosted)
 
 
 def with_services(spec: str, block: str) -> str:
@@ -30,12 +30,20 @@ judge: {kind: reward, model: "run:dates-reward-1@best", keep: 5m}
 wiki: {kind: http-retriever, corpus: {file: passages.jsonl}}
 own: {kind: http-retriever, function: "my.package:make"}
 other: {kind: command, argv: [serve, --port, "{port}"], env: {TOKEN: "${env:TOKEN}", KEY: "{key}"}, folder: .}
+api: {kind: endpoint, url: "https://api.example.com/v1/", model: large, key: "${env:API_KEY}", budget: 5, price_out: 2}
 """,
         )
     )
 
     services = loaded.experiment.services
-    assert [type(service) for service in services.values()] == [VLLM, Reward, HTTPRetriever, HTTPRetriever, Command]
+    assert [type(service) for service in services.values()] == [
+        VLLM,
+        Reward,
+        HTTPRetriever,
+        HTTPRetriever,
+        Command,
+        Hosted,
+    ]
     assert services["reader"].gpus == 2
     assert services["judge"].keep == 300.0
     assert services["judge"].start_timeout == 600.0
@@ -43,6 +51,8 @@ other: {kind: command, argv: [serve, --port, "{port}"], env: {TOKEN: "${env:TOKE
     assert services["wiki"].corpus.sha256 == sha256(b'{"text": "a"}\n').hexdigest()
     assert services["other"].folder == str(desk.folder)
     assert services["other"].env["TOKEN"] == "${env:TOKEN}"
+    api = services["api"]
+    assert (api.url, api.key, api.health, api.retries) == ("https://api.example.com/v1", "${env:API_KEY}", "/models", 6)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +79,10 @@ other: {kind: command, argv: [serve, --port, "{port}"], env: {TOKEN: "${env:TOKE
         ("other: {kind: command, argv: [serve], env: {A: '{name}'}}", "only {host}, {port}, {key} are"),
         ("other: {kind: command, argv: [serve], health: up}", "health"),
         ("other: {kind: command, argv: [serve], folder: nowhere}", "there is no directory"),
+        ("api: {kind: endpoint, url: example.com, model: m}", "is no endpoint: write http(s)://"),
+        ("api: {kind: endpoint, url: 'http://a/v1', model: m, key: secret}", "write ${env:NAME}"),
+        ("api: {kind: endpoint, url: 'http://a/v1', model: m, gpus: 1}", "'gpus' is not a key of services.api"),
+        ("api: {kind: endpoint, url: 'http://a/v1', model: m, budget: 3}", "a budget needs prices"),
     ],
 )
 def test_what_is_refused(desk: Any, line: str, said: str) -> None:
@@ -81,6 +95,7 @@ def test_what_is_refused(desk: Any, line: str, said: str) -> None:
 
 def test_the_terms_that_no_cache_key_counts_are_keys_of_services() -> None:
     assert {*TERMS} <= {key for kind in KINDS for key in kind.model_fields}
+    assert {*HOSTED} <= {*Hosted.model_fields}
 
 
 def scored_by(spec: str, name: str) -> str:
@@ -98,7 +113,7 @@ def test_a_service_may_score_in_place_of_a_function(desk: Any) -> None:
     ("name", "service", "said"),
     [
         ("juge", "judge: {kind: reward, model: org/judge}", "Did you mean 'judge'?"),
-        ("judge", "judge: {kind: vllm, model: org/judge}", "is a vllm: only a reward or command scores texts"),
+        ("judge", "judge: {kind: vllm, model: org/judge}", "is of kind vllm: only reward or command scores texts"),
     ],
 )
 def test_not_every_service_scores(desk: Any, name: str, service: str, said: str) -> None:

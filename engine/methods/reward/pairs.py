@@ -13,7 +13,7 @@ from engine.data.splits import split_items
 from engine.errors import DataError
 from engine.lm import chat
 from engine.lm.heads import ScalarHead
-from engine.lm.packing import pack
+from engine.lm.packing import Pack, pack
 from engine.lm.shares import HERE, Across, Part, everywhere
 from engine.lm.supervised import of_conversation
 
@@ -80,10 +80,29 @@ def quick_order(pairs: Sequence[Pair]) -> list[int]:
     return sorted(range(len(pairs)), key=lambda i: pairs[i].prompt)
 
 
-def rewards(head: ScalarHead, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """What the model says of the chosen and the rejected answers, each [P]: both read the prompt once."""
+@dataclass(frozen=True)
+class Batch:
+    """Pairs as they are computed at once: both answers read the prompt once."""
+
+    packed: Pack
+    margins: Tensor
+    """[P]"""
+
+
+def collate(pairs: Sequence[Pair]) -> Batch:
+    """The pairs as one batch, in main memory."""
     packed = pack([p.prompt for p in pairs], [[p.chosen, p.rejected] for p in pairs], want=("last",))
-    packed = packed.to(next(head.parameters()).device)
+    return Batch(packed, torch.tensor([pair.margin for pair in pairs]))
+
+
+def rewards(head: ScalarHead, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """What the model says of the chosen and the rejected answers, each [P]."""
+    return batch_rewards(head, collate(pairs))
+
+
+def batch_rewards(head: ScalarHead, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The same of a batch."""
+    packed = batch.packed.to(next(head.parameters()).device)
     values = head(packed)[packed.last].view(-1, 2)
     return values[:, 0], values[:, 1]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from engine.errors import DataError
 from engine.lm import chat, scratch, warmup
 from engine.lm.heads import ScalarHead, load_head
@@ -17,7 +15,16 @@ from engine.methods.dialogue.models import Loader
 from engine.methods.dialogue.prepare import training_tasks
 from engine.methods.maths.preferences import bradley_terry
 from engine.methods.reward.config import Reward
-from engine.methods.reward.pairs import Pair, all_rewards, in_tokens, quick_order, rewards, written
+from engine.methods.reward.pairs import (
+    Batch,
+    Pair,
+    all_rewards,
+    batch_rewards,
+    collate,
+    in_tokens,
+    quick_order,
+    written,
+)
 from engine.methods.supervised.course import Course, Schedule, Work, settings, trained, wanted_splits, write_means
 from engine.runtime.context import Evaluation, ItemScore, StageContext
 
@@ -53,7 +60,8 @@ def train(ctx: StageContext) -> None:
         tokens=[pair.length for pair in kept],
         weights=[1.0] * len(kept),
         order=lambda chosen: quick_order([kept[index] for index in chosen]),
-        loss=lambda part: pair_loss(head, [kept[index] for index in part], centre=config.centre),
+        collate=lambda part: collate([kept[index] for index in part]),
+        loss=lambda batch: batch_loss(head, batch, centre=config.centre),
         evaluate=lambda step, cost: _evaluated(head, splits, "", step, config.batch_tokens, cost, learner),
         model=MODEL,
         save=learner.saver(head.model, head.save),
@@ -74,14 +82,18 @@ def evaluate(ctx: StageContext) -> None:
 
 def pair_loss(head: ScalarHead, pairs: Sequence[Pair], *, centre: float = 0.0) -> LossOutput:
     """The Bradley–Terry loss of pairs, summed, and `centre` times (r_c + r_r)²."""
-    chosen, rejected = rewards(head, pairs)
-    margins = torch.tensor([pair.margin for pair in pairs], device=chosen.device)
-    loss = bradley_terry(chosen, rejected, margins).sum()
+    return batch_loss(head, collate(pairs), centre=centre)
+
+
+def batch_loss(head: ScalarHead, batch: Batch, *, centre: float = 0.0) -> LossOutput:
+    """The same of a batch."""
+    chosen, rejected = batch_rewards(head, batch)
+    loss = bradley_terry(chosen, rejected, batch.margins.to(chosen.device)).sum()
     if centre:
         loss = loss + centre * (chosen + rejected).square().sum()
     gaps = (chosen - rejected).detach()
     told = {ACCURACY: float((gaps > 0).sum() + 0.5 * (gaps == 0).sum()), GAP: float(gaps.sum())}
-    return LossOutput(loss, float(len(pairs)), told)
+    return LossOutput(loss, float(len(gaps)), told)
 
 
 def _splits(ctx: StageContext, config: Reward, head: ScalarHead) -> Splits:

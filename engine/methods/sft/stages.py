@@ -10,7 +10,7 @@ from engine.functions.sources import is_scored
 from engine.lm import chat, scratch, warmup
 from engine.lm.policy import Policy
 from engine.lm.shares import HERE, Across
-from engine.lm.supervised import Example, completion_loss, mean_logps, quick_order
+from engine.lm.supervised import Example, batch_loss, collate, mean_logps, quick_order
 from engine.methods.dialogue.final import Contestant, evaluate_all
 from engine.methods.dialogue.models import Loader, games
 from engine.methods.dialogue.prepare import training_tasks
@@ -56,7 +56,8 @@ def train(ctx: StageContext) -> None:
         tokens=[example.length for example in kept],
         weights=[float(sum(example.own)) for example in kept],
         order=lambda chosen: quick_order(policy, [kept[index] for index in chosen]),
-        loss=lambda part: completion_loss(policy, [kept[index] for index in part]),
+        collate=lambda part: collate([kept[index] for index in part]),
+        loss=lambda batch: batch_loss(policy, batch),
         evaluate=lambda step, cost: _evaluated(policy, splits, METRIC, step, config.batch_tokens, cost, learner),
         model="policy",
         save=learner.saver(policy.model, policy.save),

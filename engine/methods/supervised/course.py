@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 from torch import nn
 
 from engine.errors import DataError
-from engine.lm.learner import Learner, LearnerSettings, LossOutput
+from engine.lm.learner import Hollow, Learner, LearnerSettings, LossOutput
+from engine.lm.prefetch import made_ahead
 from engine.lm.shares import own_parts
 from engine.methods.dialogue.course import best_checkpoint
 from engine.methods.supervised.config import Training
@@ -44,14 +45,28 @@ class Work:
     """Of each training example, the units that its loss is summed over."""
     order: Callable[[Sequence[int]], Sequence[int]]
     """Places among these examples, in an order in which neighbours are quick to compute at once."""
-    loss: Callable[[Sequence[int]], LossOutput]
-    """The loss of examples by their indices."""
+    collate: Callable[[Sequence[int]], Any]
+    """A batch of examples by their indices, in main memory. Draws nothing: it may be called ahead, in a thread."""
+    loss: Callable[[Any], LossOutput]
+    """The loss of a batch."""
     evaluate: Callable[[int, Cost], Sequence[Evaluation]]
     """Every split at a step; of several metrics the first one decides which checkpoint is best."""
     model: str
     """What the model is called in checkpoints."""
     save: SaveModel
     """In all ranks; the first one writes."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A part of a step's examples, ready to be computed."""
+
+    step: int
+    chosen: list[int]
+    """All examples of the step, in the order in which they were drawn."""
+    batch: Any
+    last: bool
+    """Whether the step has no further part."""
 
 
 class Schedule:
@@ -101,31 +116,44 @@ class Course:
             self._resume(restored)
         if self._evaluated < 0:
             self._evaluate()
-        while learner.steps < total:
-            self._step()
-            if learner.steps % self._every == 0 or learner.steps == total:
-                self._evaluate()
-            elif ctx.should_stop or learner.steps % self._config.checkpoint_every == 0:
-                self._checkpoint()
-            if ctx.should_stop:
-                raise Stopped
+        with made_ahead(self._drawn(learner.steps + 1), ctx.device) as drawn:
+            while learner.steps < total:
+                self._step(drawn)
+                if learner.steps % self._every == 0 or learner.steps == total:
+                    self._evaluate()
+                elif ctx.should_stop or learner.steps % self._config.checkpoint_every == 0:
+                    self._checkpoint()
+                if ctx.should_stop:
+                    raise Stopped
         self._write("latest")
         if ctx.world.rank > 0:
             return
         steps = {"best": total if self._best is None else self._best[1], "latest": total}
         (ctx.output_dir / STEPS).write_text(json.dumps(steps), encoding="utf-8")
 
-    def _step(self) -> None:
+    def _drawn(self, first: int) -> Iterator[Drawn]:
+        """What each step learns from, from step `first` on; a function of the seed and the step alone."""
+        work = self._work
+        for number in range(first, self._schedule.steps + 1):
+            chosen = self._schedule.batch(number).tolist()
+            ordered = [chosen[place] for place in work.order(chosen)]
+            parts = own_parts(ordered, work.tokens, self._config.batch_tokens, self._ctx.world)
+            for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+                hollow = isinstance(part, Hollow)
+                batch = work.collate(part.batch if isinstance(part, Hollow) else part)
+                yield Drawn(number, chosen, Hollow(batch) if hollow else batch, last=left == 0)
+
+    def _step(self, drawn: Iterator[Drawn]) -> None:
         number, work = self._learner.steps + 1, self._work
         began = time.perf_counter()
-        chosen = self._schedule.batch(number).tolist()
+        first = next(drawn)
+        chosen = first.chosen
+        assert first.step == number, "batches come in the order of the steps"
         self._ctx.trace.step = number
         self._ctx.trace.note(Layer.DATA, chosen)
         seed_torch(derive(self._ctx.seed, "step", number, self._ctx.world.rank))  # what a layer drops out
-        ordered = [chosen[place] for place in work.order(chosen)]
-        parts = own_parts(ordered, work.tokens, self._config.batch_tokens, self._ctx.world)
         work.module.train()
-        metrics = self._learner.step(work.loss, parts, sum(work.weights[index] for index in chosen))
+        metrics = self._learner.step(work.loss, _batches(first, drawn), sum(work.weights[index] for index in chosen))
         work.module.eval()
         seconds, tokens = time.perf_counter() - began, sum(work.tokens[index] for index in chosen)
         self._seconds, self._tokens = self._seconds + seconds, self._tokens + tokens
@@ -189,6 +217,15 @@ class Course:
                 return
             source, name = best_checkpoint(restored, self._best[1]), self._work.model
             shutil.copytree(source / name, self._ctx.output_dir / "best" / name, dirs_exist_ok=True)
+
+
+def _batches(first: Drawn, rest: Iterator[Drawn]) -> Iterator[Any]:
+    """All of one step."""
+    part = first
+    yield part.batch
+    while not part.last:
+        part = next(rest)
+        yield part.batch
 
 
 def mean(evaluation: Evaluation) -> float:

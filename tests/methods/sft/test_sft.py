@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.errors import DataError, SpecError
+from engine.lm.prefetch import Ahead
 from engine.methods import registry
 from engine.methods.sft import plan, stages
 from engine.methods.sft.config import SFT, Data
 from engine.methods.sft.examples import conversations, written_texts
+from engine.methods.supervised import course
 from engine.methods.supervised.course import Schedule
 from engine.plan.hashing import cache_key
 from engine.runtime.local import LocalContext
@@ -49,6 +53,24 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(stage: Any) -> 
     losses = [loss for _, loss in whole.curve("train/loss")]
     assert losses[-1] < losses[0]
     assert [step for step, _ in whole.curve("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_batches_made_ahead_change_no_bit_and_their_thread_ends(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = algorithm(batch_size=2, batch_tokens=1)  # two parts a step
+    plain = stage(cut, name="plain")
+    stages.train(plain)
+    monkeypatch.setattr(course, "made_ahead", lambda source, device: closing(Ahead(source)))
+
+    whole, last = whole_and_in_parts(stage, stages.train, cut)
+
+    assert weights(whole.output_dir) == weights(last.output_dir) == weights(plain.output_dir)
+    assert whole.fingerprints == plain.fingerprints
+    assert "prefetch" not in [thread.name for thread in threading.enumerate()]
+
+    monkeypatch.setattr(stages, "collate", lambda examples: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stages.train(stage(cut, name="failing"))
+    assert "prefetch" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_how_a_step_is_cut_changes_nothing_but_rounding(stage: Any) -> None:
