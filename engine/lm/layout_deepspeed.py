@@ -186,4 +186,6 @@ def _deepspeed() -> Any:
             "hardware.launcher: deepspeed needs the package: pip install 'rlx[deepspeed]' where the worker runs"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # On a CPU it would compile this, for a minute or two, to reduce faster in inference; training never calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
